@@ -1,1 +1,9 @@
-//! longshore-core
+//! longshore-core: every decision the node agent makes, as pure functions over values.
+//!
+//! Nothing here acts: no async, clock, files, sockets, environment. Time is always a parameter
+//! (`jiff::Timestamp`). The crates around it observe the world into these types and execute the
+//! steps these functions return.
+
+pub mod ids;
+pub mod pod;
+pub mod wire;

@@ -1,0 +1,82 @@
+//! What the daemon tells its command line over the admin socket: plain serde values.
+//! Additive only: an older CLI must read a newer daemon's answers.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{PodKey, PodUid};
+use crate::pod::desired::PodSource;
+use crate::pod::lifecycle::Lifecycle;
+use crate::pod::local::StepFailure;
+use crate::pod::observed::ObservedPod;
+use crate::pod::snapshot::Waiting;
+use crate::pod::step::StepKey;
+
+/// One pod as the daemon sees it: the whole truth for ps, get, describe, why and timeline.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodView {
+    pub key: PodKey,
+    pub uid: PodUid,
+    pub source: PodSource,
+    pub pod: std::sync::Arc<Pod>,
+    pub status: PodStatus,
+    pub lifecycle: Lifecycle,
+    pub observed: ObservedPod,
+    pub waiting: Vec<Waiting>,
+    /// Steps under way and since when.
+    pub in_flight: Vec<(StepKey, Timestamp)>,
+    pub failures: Vec<(StepKey, StepFailure)>,
+}
+
+/// One finished or running step, or a state change, of a pod's timeline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimelineEntry {
+    pub at: Timestamp,
+    /// Milliseconds the step took; None while it runs and for instants.
+    pub took_ms: Option<u64>,
+    /// `create sandbox`, `Ready`, `container web exited`, ...
+    pub what: String,
+    pub outcome: TimelineOutcome,
+    /// Detail or error, one line.
+    pub detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TimelineOutcome {
+    Running,
+    Done,
+    Failed,
+    Event,
+}
+
+/// A problem with an input that no pod can carry: a broken manifest, a duplicate name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceProblem {
+    /// File path, with line where known: `web.yaml:12`.
+    pub place: String,
+    /// What object, where it could be read: `Pod default/web`.
+    pub object: Option<String>,
+    pub message: String,
+    pub since: Timestamp,
+}
+
+/// The node in one screen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    pub name: String,
+    pub ips: Vec<IpAddr>,
+    pub version: String,
+    pub started_at: Timestamp,
+    /// Name and version as the runtime reports; Err text while it does not answer.
+    pub runtime: Result<String, String>,
+    pub network: Result<(), String>,
+    /// Sources with their state: `manifests /etc/longshore/manifests: 12 files`.
+    pub sources: Vec<String>,
+    pub problems: Vec<SourceProblem>,
+    /// Service mode in force and why it was chosen.
+    pub service_mode: String,
+    pub service_mode_reason: String,
+}
