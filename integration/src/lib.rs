@@ -1,1 +1,7 @@
-//! longshore-integration
+//! The harness: test images, throwaway nodes (native and QEMU), scenarios, tiers, the demo and the benches.
+//! It starts and ends only processes of its own, inside namespaces or guests it made; no daemon code lives here.
+
+pub mod check;
+pub mod process;
+pub mod report;
+pub mod tiers;

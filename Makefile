@@ -1,0 +1,50 @@
+# Entry points for people and CI. Every target is one call: the logic is Rust (`integration/src`).
+# What is downloaded or built for the tests is kept in ${LONGSHORE_CACHE:-~/.cache/longshore}, by content hash.
+CARGO ?= cargo
+INTEGRATION = $(CARGO) run -q -p longshore-integration --bin integration --
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build check test test-unit test-netns test-node test-vm demo node-shell bench
+
+help: ## this text
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+deps: ## install the Debian packages the tests need (sudo where needed)
+	@scripts/install-deps
+
+build: ## build the daemon and command line: target/debug/longshore
+	@scripts/install-deps build
+	$(CARGO) build -p longshore
+
+check: ## format, lints, tidy, licences (and cargo-deny where it is installed)
+	@scripts/install-deps build
+	@$(INTEGRATION) check
+
+test: deps ## every tier this machine can run; LONGSHORE_TIERS=all makes a skipped tier a failure
+	@$(INTEGRATION) test
+
+test-unit: ## tiers 0 and 1: pure decisions and the daemon on fakes; needs nothing
+	@scripts/install-deps build
+	@$(INTEGRATION) test unit
+
+test-netns: ## tier 2: real kernel interfaces in private network namespaces
+	@scripts/install-deps build netns
+	@$(INTEGRATION) test netns
+
+test-node: ## tier 2b: scenarios on real containerd and crun in private namespaces (root)
+	@scripts/install-deps build netns node
+	@$(INTEGRATION) test node
+
+test-vm: ## tiers 3a and 3b: IPVS, cgroup v2, systemd, OOM in QEMU guests
+	@scripts/install-deps build node vm
+	@$(INTEGRATION) test vm
+
+demo: deps ## boot a throwaway node and show the main job on real containers
+	@$(INTEGRATION) demo
+
+node-shell: deps ## boot the same node with the examples running and log in
+	@$(INTEGRATION) shell
+
+bench: ## figures on the native node, one JSON line each in target/bench/
+	@scripts/install-deps build netns node
+	@$(INTEGRATION) bench

@@ -1,0 +1,225 @@
+//! Runs the test tiers of the design, counts every test and names what was skipped and why.
+//! A test binary belongs to a tier by its file name: `tests/netns_*.rs`, `tests/vm_*.rs`; the rest is tier unit.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::report::Tally;
+
+/// One way of running tests, least powerful first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Tier {
+    /// Pure decisions, and the daemon on fakes.
+    Unit,
+    /// Real kernel interfaces in private network namespaces.
+    Netns,
+}
+
+impl Tier {
+    pub const ALL: &'static [Tier] = &[Tier::Unit, Tier::Netns];
+
+    fn name(self) -> &'static str {
+        match self {
+            Tier::Unit => "unit",
+            Tier::Netns => "netns",
+        }
+    }
+
+    /// Why this machine cannot run the tier, if so.
+    fn obstacle(self) -> Option<String> {
+        match self {
+            Tier::Unit => None,
+            Tier::Netns => {
+                ["ip", "nft", "unshare"].iter().find(|p| !on_path(p)).map(|p| format!("{p} is not installed"))
+            }
+        }
+    }
+
+    fn run(self) -> Result<Tally> {
+        match self {
+            Tier::Unit => unit(),
+            Tier::Netns => netns(),
+        }
+    }
+}
+
+/// Whether a skipped tier counts as a failure: `LONGSHORE_TIERS=all`.
+pub fn strict() -> bool {
+    env::var("LONGSHORE_TIERS").is_ok_and(|v| v == "all")
+}
+
+/// Runs the tiers in order and prints one summary; `asked` tiers must be able to run.
+///
+/// # Errors
+/// Where a test failed, or was skipped though it was asked for.
+pub fn run(asked: &[Tier]) -> Result<()> {
+    let strict = strict() || !asked.is_empty();
+    let tiers = if asked.is_empty() { Tier::ALL } else { asked };
+    let start = Instant::now();
+    let mut total = Tally::default();
+    let mut lines = Vec::new();
+    for tier in tiers {
+        let begun = Instant::now();
+        println!("\n==== tier {}", tier.name());
+        let tally = match tier.obstacle() {
+            Some(reason) => {
+                let skipped = vec![(format!("tier {}", tier.name()), reason)];
+                Tally { skipped, ..Tally::default() }
+            }
+            None => tier.run().unwrap_or_else(|error| {
+                println!("tier {} broke off: {error:#}", tier.name());
+                Tally { failed: vec![format!("tier {}: {error:#}", tier.name())], ..Tally::default() }
+            }),
+        };
+        lines.push(format!("tier {:<6} {:>6.1} s  {tally}", tier.name(), begun.elapsed().as_secs_f32()));
+        total.add(tally);
+    }
+    println!("\n==== summary ({:.1} s)\n{}", start.elapsed().as_secs_f32(), lines.join("\n"));
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed.len(), total.skipped.len());
+    if !total.good(strict) {
+        bail!("not all tests passed");
+    }
+    Ok(())
+}
+
+fn unit() -> Result<Tally> {
+    let mut args: Vec<String> =
+        ["test", "--workspace", "--no-fail-fast", "--lib", "--bins"].map(str::to_owned).into();
+    for (_, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name).is_none()) {
+        args.extend(["--test".to_owned(), name]);
+    }
+    let mut command = Command::new("cargo");
+    command.args(&args);
+    counted(command, "cargo test")
+}
+
+fn netns() -> Result<Tally> {
+    let mut tally = Tally::default();
+    for binary in build_tests("netns", &[])? {
+        tally.add(counted(in_own_namespaces(&binary.path), &binary.name)?);
+    }
+    Ok(tally)
+}
+
+/// A built test binary of a tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestBinary {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// Builds the test binaries of a tier and gives their paths, by what cargo says it built.
+///
+/// # Errors
+/// Where they do not compile.
+pub fn build_tests(tier: &str, extra: &[&str]) -> Result<Vec<TestBinary>> {
+    let mut by_package: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (package, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name) == Some(tier)) {
+        by_package.entry(package).or_default().push(name);
+    }
+    let mut binaries = Vec::new();
+    for (package, names) in by_package {
+        let mut command = Command::new("cargo");
+        command
+            .args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &package])
+            .args(extra);
+        for name in &names {
+            command.args(["--test", name]);
+        }
+        let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("the {tier} tests of {package} do not compile");
+        }
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            let name = message["target"]["name"].as_str().unwrap_or_default();
+            if let Some(path) = message["executable"].as_str().filter(|_| names.iter().any(|n| n == name)) {
+                binaries.push(TestBinary { name: name.to_owned(), path: PathBuf::from(path) });
+            }
+        }
+    }
+    Ok(binaries)
+}
+
+/// Test files outside the sources, as (package, test name).
+fn test_files() -> Result<Vec<(String, String)>> {
+    let root = workspace_root();
+    let mut found = Vec::new();
+    let mut members: Vec<PathBuf> = vec![root.join("integration")];
+    members.extend(
+        fs::read_dir(root.join("src"))?.flatten().map(|e| e.path()).filter(|p| p.join("Cargo.toml").exists()),
+    );
+    members.sort();
+    for member in members {
+        let manifest = fs::read_to_string(member.join("Cargo.toml"))?;
+        let name =
+            manifest.lines().find_map(|l| l.strip_prefix("name = ")).context("a manifest without a name")?;
+        let Ok(tests) = fs::read_dir(member.join("tests")) else { continue };
+        let mut files: Vec<_> =
+            tests.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
+        files.sort();
+        for file in files {
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push((name.trim_matches('"').to_owned(), stem));
+        }
+    }
+    Ok(found)
+}
+
+fn tier_prefix(test: &str) -> Option<&'static str> {
+    ["netns", "vm"].into_iter().find(|tier| test.split('_').next() == Some(tier))
+}
+
+/// The test binary in mount, network and process namespaces of its own, which end with it. Without root a user
+/// namespace gives the same.
+fn in_own_namespaces(binary: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+        .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(binary)
+        .args(["--test-threads", "1"])
+        .env("LONGSHORE_TIER", "netns");
+    command
+}
+
+/// Runs a libtest program, passing its output on and counting its results.
+pub fn counted(mut command: Command, name: &str) -> Result<Tally> {
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
+    let mut tally = Tally::default();
+    let stdout = child.stdout.take().context("standard output was asked for")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        tally.read_libtest(&line);
+        if !line.ends_with("... ok") && !line.trim().is_empty() {
+            println!("{line}");
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed.is_empty() {
+        tally.failed.push(format!("{name} ended with {status}"));
+    }
+    Ok(tally)
+}
+
+/// Whether a program can be found; the system's folders count too, as ordinary users lack them in PATH.
+pub fn on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    env::split_paths(&path).chain(system).any(|dir| dir.join(program).exists())
+}
+
+/// The clone this was built from.
+pub fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
