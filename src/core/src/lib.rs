@@ -6,4 +6,5 @@
 
 pub mod ids;
 pub mod pod;
+pub mod ruleset;
 pub mod wire;

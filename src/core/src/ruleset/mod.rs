@@ -1,0 +1,53 @@
+//! Typed models of what the kernel holds for Services: IPVS tables and nf_tables objects, their
+//! differences and the order in which changes are safe. No netlink here, and no Service rules:
+//! which endpoint serves what is decided in `service`.
+
+pub mod ipvs;
+pub mod nft;
+
+use std::fmt;
+
+/// A transport protocol a Service port can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP, IP protocol number 6.
+    Tcp,
+    /// UDP, IP protocol number 17.
+    Udp,
+    /// SCTP, IP protocol number 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// Every protocol, in the order of their variants.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    /// The IP protocol number (IANA).
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol with this IP protocol number, where it is one a Service can have.
+    pub const fn from_number(number: u8) -> Option<Protocol> {
+        match number {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            132 => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
