@@ -1,1 +1,3 @@
 //! longshore-agent
+
+pub mod admin;

@@ -80,3 +80,59 @@ pub struct NodeView {
     pub service_mode: String,
     pub service_mode_reason: String,
 }
+
+/// The answer to "why is it so?": one sentence a person can act on, and what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// `pod default/web` or `node worker-1`.
+    pub subject: String,
+    /// Nothing is wrong; the sentence then says what it is doing.
+    pub ok: bool,
+    pub sentence: String,
+    /// What to do or to look at, one command or edit each, most useful first.
+    pub next_steps: Vec<String>,
+    /// The facts the sentence rests on, one line each.
+    pub facts: Vec<String>,
+}
+
+/// Why a request to the admin socket was not answered. Sent with a 4xx or 5xx status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// One line, lower case, naming the object.
+    pub error: String,
+    /// What to do about it, one line.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
+
+/// Kinds of objects the daemon keeps beside pods and can show as its source wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ObjectKind {
+    Service,
+    EndpointSlice,
+    ConfigMap,
+    Secret,
+}
+
+impl ObjectKind {
+    /// Plural in lower case, as in the API's paths.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::ConfigMap => "configmaps",
+            Self::Secret => "secrets",
+        }
+    }
+
+    /// Reads kind names as kubectl takes them: singular, plural or short, in any case.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "service" | "services" | "svc" => Some(Self::Service),
+            "endpointslice" | "endpointslices" | "eps" => Some(Self::EndpointSlice),
+            "configmap" | "configmaps" | "cm" => Some(Self::ConfigMap),
+            "secret" | "secrets" => Some(Self::Secret),
+            _ => None,
+        }
+    }
+}

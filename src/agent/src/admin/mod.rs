@@ -1,0 +1,121 @@
+//! The admin API: HTTP/1.1 and JSON over a unix socket that only root can use.
+//! Here are the reads it needs from the rest of the daemon, the socket and the accept loop; the
+//! routes are in `routes.rs`. Nothing here decides or changes anything.
+
+mod routes;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use longshore_core::ids::{ObjectKey, PodKey};
+use longshore_core::wire::{NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use socket::{AdminError, AdminSocket, PeerPolicy};
+
+/// Where the socket is unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/longshore/longshore.sock";
+
+/// Connections served at the same time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 32;
+/// A request's head may be this long; every legal one is far shorter.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// A connection that does not finish its request's head within this is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the admin API reads of the pods. Implemented where the pod workers publish their views.
+pub trait PodReads: Send + Sync + 'static {
+    /// All pods, in any order.
+    fn pods(&self) -> Vec<PodView>;
+    /// The life of this pod that a person means: the running one before a queued one.
+    fn pod(&self, key: &PodKey) -> Option<PodView>;
+    /// Steps and events of the pod, oldest first.
+    fn timeline(&self, key: &PodKey) -> Option<Vec<TimelineEntry>>;
+    /// Why the pod is in the state it is in.
+    fn why(&self, key: &PodKey) -> Option<WhyView>;
+}
+
+/// What the admin API reads of the node and its sources.
+pub trait NodeReads: Send + Sync + 'static {
+    fn node(&self) -> NodeView;
+    fn why_node(&self) -> WhyView;
+    /// Names of the objects of a kind.
+    fn objects(&self, kind: ObjectKind) -> Vec<ObjectKey>;
+    /// One object as its source wrote it.
+    fn object(&self, kind: ObjectKind, key: &ObjectKey) -> Option<serde_json::Value>;
+}
+
+/// Everything the routes may read. A role that is off has no reads.
+#[derive(Clone)]
+pub struct AdminReads {
+    pub node: Arc<dyn NodeReads>,
+    pub pods: Option<Arc<dyn PodReads>>,
+}
+
+impl std::fmt::Debug for AdminReads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminReads").field("pods", &self.pods.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Serves the socket until `stop` is cancelled, then lets requests under way end.
+/// The socket's file is removed when this returns.
+pub async fn serve(socket: AdminSocket, reads: AdminReads, stop: CancellationToken) {
+    let router = routes::router(reads);
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let tasks = TaskTracker::new();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { break };
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = socket.accept() => accepted,
+        };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: keep the daemon alive and do not spin.
+                tracing::warn!(%error, "admin socket: accept failed");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let router = match socket.refusal(&stream) {
+            None => router.clone(),
+            Some(refusal) => routes::refusing(refusal),
+        };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            serve_connection(stream, router, stop).await;
+            drop(slot);
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn serve_connection(stream: UnixStream, router: axum::Router, stop: CancellationToken) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "admin socket: connection ended early");
+    }
+}
