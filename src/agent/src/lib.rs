@@ -1,3 +1,6 @@
-//! longshore-agent
+//! longshore-agent: the daemon. Sources, pod workers, volumes, probes, dataplane and admin socket,
+//! put together in `wiring`. Decisions live in `longshore-core`; here they are carried out.
 
 pub mod admin;
+pub mod text;
+pub mod volumes;
