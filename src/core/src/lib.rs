@@ -7,4 +7,5 @@
 pub mod ids;
 pub mod pod;
 pub mod ruleset;
+pub mod service;
 pub mod wire;
