@@ -1,0 +1,3 @@
+//! `longshore exec`.
+
+pub mod spdy;
