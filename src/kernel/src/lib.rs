@@ -1,1 +1,11 @@
-//! longshore-kernel
+//! longshore-kernel: every kernel interface the node agent touches, each behind a narrow trait with
+//! its real implementation (`Real*`) and, with the feature `fake`, a stateful in-memory one (`Fake*`)
+//! that refuses what the kernel refuses.
+//!
+//! Effects only: what the kernel should hold is decided in `longshore-core`. The only crate of the
+//! workspace with `unsafe`, each block allowed by itself and with its reason.
+
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod ipvs;
+pub mod netlink;
