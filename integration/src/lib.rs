@@ -1,7 +1,12 @@
 //! The harness: test images, throwaway nodes (native and QEMU), scenarios, tiers, the demo and the benches.
 //! It starts and ends only processes of its own, inside namespaces or guests it made; no daemon code lives here.
 
+pub mod cache;
 pub mod check;
+pub mod images;
+pub mod native;
+pub mod node;
 pub mod process;
 pub mod report;
+pub mod root;
 pub mod tiers;

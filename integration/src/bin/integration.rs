@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_integration::{check, tiers};
+use std::path::PathBuf;
+
+use longshore_integration::{check, images, native, tiers};
 
 #[derive(Debug, Parser)]
 #[command(about = "Tests and throwaway nodes of longshore")]
@@ -18,12 +20,22 @@ enum Sub {
     Check,
     /// Run test tiers: those named, or every one this machine can run.
     Test { tiers: Vec<tiers::Tier> },
+    /// Build the test images; prints the folder with the archives.
+    Images,
+    /// Build the node's root and unpack the images; prints containerd's state folder.
+    Root,
+    /// The first process of a native node; started by the harness alone.
+    #[command(hide = true)]
+    NodeInit { plan: PathBuf },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Sub::Check => check::run(),
         Sub::Test { tiers } => tiers::run(&tiers),
+        Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
+        Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
+        Sub::NodeInit { plan } => native::init::run(&plan),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
