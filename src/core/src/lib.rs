@@ -6,6 +6,8 @@
 
 pub mod ids;
 pub mod pod;
+pub mod resources;
 pub mod ruleset;
 pub mod service;
+pub mod volume;
 pub mod wire;

@@ -4,10 +4,18 @@
 //! start the steps that are not in flight, fold each outcome back into [`local::LocalState`],
 //! publish the status. Nothing here performs a step.
 
+pub mod containers;
+pub mod default;
 pub mod desired;
+pub mod env;
+pub mod fields;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod lifecycle;
 pub mod local;
 pub mod observed;
+pub mod refs;
 pub mod snapshot;
 pub mod spec;
 pub mod step;
+pub mod validate;

@@ -1,0 +1,94 @@
+//! What to do for each volume of a pod, as values: where it lives, what it is made of, which files
+//! it publishes and the hash that tells whether they changed. Mounting and writing is the agent's.
+
+pub mod files;
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume};
+use sha2::{Digest, Sha256};
+
+use crate::pod::containers;
+use crate::pod::refs::RefError;
+use crate::pod::snapshot::PodSnapshot;
+use crate::pod::step::{VolumeAction, VolumeSource};
+use crate::resources::quantity::amount;
+
+/// Kinds of volumes this version sets up.
+pub const SUPPORTED: &[&str] = &["emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected"];
+
+/// The names of the sources a volume gives, as the API spells them; exactly one is right.
+pub fn source_name(volume: &Volume) -> Vec<String> {
+    // The API type has one optional field per source; its JSON form lists those that are given.
+    match serde_json::to_value(volume) {
+        Ok(serde_json::Value::Object(fields)) => {
+            fields.keys().filter(|key| *key != "name").cloned().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Folder of a pod below the agent's root (kubelet-surface B8).
+pub fn pod_dir(snapshot: &PodSnapshot<'_>) -> PathBuf {
+    snapshot.node.root_dir.join("pods").join(snapshot.desired.uid.as_str())
+}
+
+/// What to do for one volume, or what it waits for.
+pub fn action(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<VolumeAction, RefError> {
+    let (plugin, source) = source(snapshot, volume)?;
+    let path = match &volume.host_path {
+        Some(host) => PathBuf::from(&host.path),
+        None => pod_dir(snapshot).join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name),
+    };
+    let security = containers::spec(&snapshot.desired.pod).security_context.clone().unwrap_or_default();
+    // A folder of the node is never chowned for a pod.
+    let fs_group =
+        security.fs_group.filter(|_| volume.host_path.is_none()).and_then(|group| u32::try_from(group).ok());
+    Ok(VolumeAction { volume: volume.name.clone(), path, source, fs_group })
+}
+
+fn source(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<(&'static str, VolumeSource), RefError> {
+    if let Some(host) = &volume.host_path {
+        return Ok(("host-path", VolumeSource::HostPath { kind: host.type_.clone().unwrap_or_default() }));
+    }
+    if let Some(empty) = &volume.empty_dir {
+        return Ok(("empty-dir", empty_dir(empty)));
+    }
+    if let Some(found) = files::published(snapshot, volume)? {
+        return Ok((found.plugin, VolumeSource::Files { files: found.files, in_memory: found.in_memory }));
+    }
+    Err(RefError::Invalid {
+        user: format!("volume {}", volume.name),
+        problem: format!(
+            "{} is not supported; use one of {}",
+            source_name(volume).first().map_or("a volume without source", String::as_str),
+            SUPPORTED.join(", ")
+        ),
+    })
+}
+
+fn empty_dir(source: &EmptyDirVolumeSource) -> VolumeSource {
+    if source.medium.as_deref() != Some("Memory") {
+        return VolumeSource::EmptyDir;
+    }
+    let size =
+        source.size_limit.as_ref().and_then(|limit| amount(limit).ok()).map(|limit| limit.unsigned_value());
+    VolumeSource::EmptyDirMemory { size: size.filter(|size| *size > 0) }
+}
+
+/// Identity of a volume's published content; 0 for volumes without content of their own.
+pub fn content_hash(action: &VolumeAction) -> u64 {
+    let VolumeSource::Files { files, .. } = &action.source else { return 0 };
+    let mut hasher = Sha256::new();
+    for file in files {
+        hasher.update((file.path.len() as u64).to_le_bytes());
+        hasher.update(file.path.as_bytes());
+        hasher.update(file.mode.to_le_bytes());
+        hasher.update((file.data.len() as u64).to_le_bytes());
+        hasher.update(&file.data);
+    }
+    let digest = hasher.finalize();
+    let mut head = [0u8; 8];
+    head.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(head).max(1)
+}
