@@ -197,7 +197,8 @@ mod tests {
         assert_eq!(read("limits.cpu", None).as_deref(), Some("2"));
         assert_eq!(read("limits.cpu", Some("1m")).as_deref(), Some("1500"));
         assert_eq!(read("requests.memory", Some("1Mi")).as_deref(), Some("1024"));
-        assert_eq!(read("requests.cpu", None).as_deref(), Some("0"));
+        assert_eq!(read("requests.cpu", None).as_deref(), Some("2"), "the limit by default");
+        assert_eq!(read("requests.ephemeral-storage", None).as_deref(), Some("0"));
         assert_eq!(read("limits.memory", Some("1Gi")).as_deref(), Some("4"), "node allocatable");
         assert_eq!(read("limits", None), None);
     }

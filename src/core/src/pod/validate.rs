@@ -250,7 +250,9 @@ pub(super) fn resource_requirements(problems: &mut Problems, path: &str, resourc
     for (list, quantities) in [("limits", &resources.limits), ("requests", &resources.requests)] {
         for (name, value) in quantities.iter().flatten() {
             // A request that defaulting copied from the limit is not told twice.
-            if list == "requests" && resources.limits.as_ref().and_then(|limits| limits.get(name)) == Some(value) {
+            if list == "requests"
+                && resources.limits.as_ref().and_then(|limits| limits.get(name)) == Some(value)
+            {
                 continue;
             }
             let field = format!("{path}.{list}[{name}]");

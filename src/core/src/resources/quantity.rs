@@ -126,7 +126,7 @@ impl Amount {
         let rest = self.nanos % unit;
         let away = if rest == 0 { 0 } else { (self.nanos.signum() * unit.signum()).signum() };
         let rounded = quotient + away;
-        rounded.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
+        rounded.clamp(-i128::from(i64::MAX), i128::from(i64::MAX)) as i64
     }
 }
 
