@@ -3,6 +3,7 @@
 //! which endpoint serves what is decided in `service`.
 
 pub mod ipvs;
+pub mod model;
 pub mod nft;
 
 use std::fmt;

@@ -120,7 +120,7 @@ pub fn parse_addr(text: &str) -> Option<IpAddr> {
         return Some(addr.to_canonical());
     }
     let octets: Vec<u8> = text.split('.').map(decimal_octet).collect::<Option<_>>()?;
-    <[u8; 4]>::try_from(octets).ok().map(|octets| IpAddr::from(octets))
+    <[u8; 4]>::try_from(octets).ok().map(IpAddr::from)
 }
 
 fn decimal_octet(text: &str) -> Option<u8> {

@@ -3,10 +3,15 @@
 //! back ends in `ruleset` only render it. No rule objects and no effects in here.
 
 pub mod affinity;
+pub mod allocate;
 pub mod backends;
 pub mod cidr;
 pub mod eligibility;
 pub mod frontends;
+pub mod health;
+pub mod select;
+pub mod standalone;
+pub mod table;
 pub mod topology;
 pub mod types;
 
