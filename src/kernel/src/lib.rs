@@ -9,3 +9,5 @@
 pub mod fake;
 pub mod ipvs;
 pub mod netlink;
+pub mod netns;
+pub mod route;
