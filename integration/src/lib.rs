@@ -3,10 +3,13 @@
 
 pub mod cache;
 pub mod check;
+pub mod guest;
 pub mod images;
 pub mod native;
 pub mod node;
 pub mod process;
+pub mod qemu;
 pub mod report;
 pub mod root;
 pub mod tiers;
+pub mod vm;

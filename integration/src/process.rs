@@ -65,6 +65,11 @@ impl Run {
         self
     }
 
+    pub fn arg_path(mut self, path: &std::path::Path) -> Self {
+        self.args.push(path.as_os_str().to_owned());
+        self
+    }
+
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.to_owned(), value.to_owned()));
         self

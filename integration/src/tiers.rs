@@ -102,7 +102,7 @@ fn unit() -> Result<Tally> {
 
 fn netns() -> Result<Tally> {
     let mut tally = Tally::default();
-    for binary in build_tests("netns", &[])? {
+    for binary in build_tests("netns", &[], &[])? {
         tally.add(counted(in_own_namespaces(&binary.path), &binary.name)?);
     }
     Ok(tally)
@@ -119,7 +119,7 @@ pub struct TestBinary {
 ///
 /// # Errors
 /// Where they do not compile.
-pub fn build_tests(tier: &str, extra: &[&str]) -> Result<Vec<TestBinary>> {
+pub fn build_tests(tier: &str, extra: &[&str], env: &[(&str, &str)]) -> Result<Vec<TestBinary>> {
     let mut by_package: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (package, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name) == Some(tier)) {
         by_package.entry(package).or_default().push(name);
@@ -129,7 +129,8 @@ pub fn build_tests(tier: &str, extra: &[&str]) -> Result<Vec<TestBinary>> {
         let mut command = Command::new("cargo");
         command
             .args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &package])
-            .args(extra);
+            .args(extra)
+            .envs(env.iter().copied());
         for name in &names {
             command.args(["--test", name]);
         }

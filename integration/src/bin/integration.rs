@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
-use longshore_integration::{check, images, native, tiers};
+use longshore_integration::{check, images, native, node, tiers, vm};
 
 #[derive(Debug, Parser)]
 #[command(about = "Tests and throwaway nodes of longshore")]
@@ -24,6 +24,8 @@ enum Sub {
     Images,
     /// Build the node's root and unpack the images; prints containerd's state folder.
     Root,
+    /// Boot the bare node VM and run a shell line in it.
+    VmRun { line: String },
     /// The first process of a native node; started by the harness alone.
     #[command(hide = true)]
     NodeInit { plan: PathBuf },
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Sub::Test { tiers } => tiers::run(&tiers),
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
+        Sub::VmRun { line } => vm_run(&line),
         Sub::NodeInit { plan } => native::init::run(&plan),
     };
     match result {
@@ -44,4 +47,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn vm_run(line: &str) -> anyhow::Result<()> {
+    let options = vm::Options {
+        name: "vm-run".into(),
+        binary: None,
+        config: String::new(),
+        cgroup_driver: vm::CgroupDriver::Systemd,
+    };
+    let machine = vm::NodeVm::start(&options)?;
+    println!("{}", node::sh(&machine, line)?);
+    Ok(())
 }

@@ -1,0 +1,221 @@
+//! The kernel-only guest: the node's cloud kernel with a small initramfs (busybox, modules, test binaries), up in
+//! seconds even emulated. For tests of the kernel crate that need IPVS or cgroup v2; results come over the console.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Run, wait_until};
+use crate::qemu::{self, Accelerator, Machine};
+use crate::report::Tally;
+use crate::tiers::{TestBinary, build_tests};
+use crate::{node, root};
+
+/// Loaded at boot; their dependencies follow.
+const MODULES: &[&str] = &[
+    "ip_vs",
+    "ip_vs_rr",
+    "ip_vs_wrr",
+    "ip_vs_lc",
+    "ip_vs_wlc",
+    "ip_vs_lblc",
+    "ip_vs_lblcr",
+    "ip_vs_dh",
+    "ip_vs_sh",
+    "ip_vs_sed",
+    "ip_vs_nq",
+    "ip_vs_mh",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_tables",
+    "nft_nat",
+    "nft_masq",
+    "nft_ct",
+    "nft_chain_nat",
+    "nft_numgen",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_fib_inet",
+    "dummy",
+    "veth",
+    "bridge",
+];
+
+const UP: &str = "longshore-guest: up";
+const END: &str = "longshore-guest: end";
+
+/// First process of the guest. Each binary's output stands between two marks, its exit code on the second.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p /dev/pts /run /var/run; mount -t devpts devpts /dev/pts; mount -t tmpfs run /run
+ip link set lo up
+echo 'longshore-guest: up'
+for module in $(cat /modules); do modprobe "$module" || echo "no module $module"; done
+export LONGSHORE_TIER=vm RUST_BACKTRACE=0 PATH=/bin HOME=/root
+for test in /tests/*; do
+  [ -x "$test" ] || continue
+  echo "longshore-guest: run ${test##*/}"
+  "$test" --test-threads 1 2>&1; echo "longshore-guest: code $?"
+done
+echo 'longshore-guest: end'
+sync; poweroff -f
+"#;
+
+/// Builds the `vm_*` test binaries static, boots the guest with them and counts their results.
+///
+/// # Errors
+/// Where they do not compile or the guest does not come to its end.
+pub fn run_tests() -> Result<Tally> {
+    let extra = ["--target", "x86_64-unknown-linux-gnu", "--target-dir", "target/static"];
+    let binaries = build_tests("vm", &extra, &[("RUSTFLAGS", "-C target-feature=+crt-static")])?;
+    if binaries.is_empty() {
+        return Ok(Tally::default());
+    }
+    let accelerator = qemu::accelerator()?;
+    let logs = node::log_folder("kernel-guest")?;
+    let deadline = Duration::from_secs(120) * accelerator.patience().min(4);
+    let console = boot(accelerator, &binaries, &logs, END, deadline)?;
+    count(&console, &binaries)
+}
+
+/// Whether the guest comes up in time under this accelerator.
+///
+/// # Errors
+/// Where it cannot be built or started.
+pub fn boots(accelerator: Accelerator, deadline: Duration) -> Result<bool> {
+    Ok(boot(accelerator, &[], &node::log_folder("kvm-probe")?, UP, deadline).is_ok())
+}
+
+/// Boots and waits for the mark on the console; gives the console's text.
+fn boot(
+    accelerator: Accelerator,
+    tests: &[TestBinary],
+    logs: &Path,
+    mark: &str,
+    deadline: Duration,
+) -> Result<String> {
+    let root = root::folder()?;
+    let initrd = logs.join("initramfs");
+    initramfs(&root, tests, &initrd)?;
+    let console = logs.join("console.log");
+    let machine = Machine {
+        accelerator,
+        memory_mib: 1024,
+        kernel: root::kernel(&root)?.0,
+        initrd,
+        append: "console=ttyS0 quiet mitigations=off panic=-1 rdinit=/init".into(),
+        console: console.clone(),
+        extra: vec!["-net".into(), "none".into()],
+    };
+    let mut qemu = machine.start()?;
+    let text = || fs::read(&console).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let marked = wait_until(deadline, Duration::from_millis(50), || {
+        if text().contains(mark) {
+            return Ok(true);
+        }
+        if qemu.ended().is_some() {
+            return Ok(text().contains(mark));
+        }
+        bail!("the guest has not said `{mark}`")
+    });
+    match marked {
+        Ok(true) => Ok(text()),
+        Ok(false) => {
+            bail!("the guest ended early: {}{}", qemu::complaints(&console), node::tail(&console, 20))
+        }
+        Err(error) => Err(error.context(node::tail(&console, 20))),
+    }
+}
+
+fn count(console: &str, binaries: &[TestBinary]) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for binary in binaries {
+        let begin = format!("longshore-guest: run {}", binary.name);
+        let (_, rest) = console.split_once(&begin).with_context(|| format!("{} did not run", binary.name))?;
+        let (output, code) = rest
+            .split_once("longshore-guest: code ")
+            .with_context(|| format!("{} did not end", binary.name))?;
+        let failed = tally.failed.len();
+        for line in output.lines() {
+            tally.read_libtest(line.trim_end_matches('\r'));
+            if !line.contains("... ok") && !line.trim().is_empty() {
+                println!("{line}");
+            }
+        }
+        if !code.starts_with("0\r") && !code.starts_with("0\n") && tally.failed.len() == failed {
+            tally.failed.push(format!(
+                "{} ended with {}",
+                binary.name,
+                code.lines().next().unwrap_or_default()
+            ));
+        }
+    }
+    Ok(tally)
+}
+
+/// busybox, the modules with what they need, the tests, and `/init`, as a gzipped cpio archive.
+fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("longshore-guest-").tempdir()?;
+    let top = dir.path();
+    for folder in ["bin", "sbin", "proc", "sys", "dev", "tmp", "tests", "root", "etc"] {
+        fs::create_dir(top.join(folder))?;
+    }
+    fs::copy(root.join("usr/bin/busybox"), top.join("bin/busybox"))?;
+    // The kernel asks for modules by this name.
+    std::os::unix::fs::symlink("/bin/busybox", top.join("sbin/modprobe"))?;
+    fs::write(top.join("init"), INIT)?;
+    fs::set_permissions(top.join("init"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    fs::write(top.join("modules"), MODULES.join("\n"))?;
+    for test in tests {
+        let place = top.join("tests").join(&test.name);
+        fs::copy(&test.path, &place)?;
+        Run::new("strip").arg_path(&place).check()?;
+    }
+    modules(root, top)?;
+    let pack =
+        format!("cd {} && find . | cpio --quiet -o -H newc | gzip -1 > {}", top.display(), out.display());
+    Run::shell(&pack).check().map(drop)
+}
+
+/// Copies the modules and their dependencies, unpacked, as busybox's modprobe reads them.
+fn modules(root: &Path, top: &Path) -> Result<()> {
+    let release =
+        fs::read_dir(root.join("usr/lib/modules"))?.flatten().next().context("the root has no modules")?;
+    let place = PathBuf::from("lib/modules").join(release.file_name());
+    let dependencies = fs::read_to_string(release.path().join("modules.dep"))?;
+    let mut wanted = BTreeSet::new();
+    let mut lines = Vec::new();
+    let name = |path: &str| {
+        path.rsplit('/').next().unwrap_or_default().split('.').next().unwrap_or_default().replace('-', "_")
+    };
+    for line in dependencies.lines() {
+        let Some((module, needs)) = line.split_once(':') else { continue };
+        if MODULES.contains(&name(module).as_str()) {
+            wanted.insert(module.to_owned());
+            wanted.extend(needs.split_whitespace().map(str::to_owned));
+        }
+    }
+    for line in dependencies.lines() {
+        if line.split_once(':').is_some_and(|(module, _)| wanted.contains(module)) {
+            lines.push(line.replace(".ko.xz", ".ko"));
+        }
+    }
+    for module in &wanted {
+        let to = top.join(&place).join(module.trim_end_matches(".xz"));
+        fs::create_dir_all(to.parent().context("a file has a folder")?)?;
+        let from = release.path().join(module);
+        if module.ends_with(".xz") {
+            Run::shell(&format!("xz -dc {} > {}", from.display(), to.display())).check()?;
+        } else {
+            fs::copy(from, to)?;
+        }
+    }
+    fs::write(top.join(&place).join("modules.dep"), lines.join("\n") + "\n")?;
+    fs::copy(release.path().join("modules.alias"), top.join(&place).join("modules.alias"))?;
+    Ok(())
+}
