@@ -1,5 +1,7 @@
 //! `RealRoutes` against the kernel, in a network namespace of each test's own.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::net::IpAddr;

@@ -1,5 +1,7 @@
 //! `RealIpvs` against a kernel with IPVS: the kernel guest. Each test has a network namespace of its own.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -11,6 +13,7 @@ use longshore_core::ruleset::ipvs::{
     ServiceFlags, VirtualServer, VirtualServerKey, diff,
 };
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
+use longshore_kernel::route::{AddressOp, RealRoutes, Routes};
 
 fn key(low: u8, protocol: Protocol) -> VirtualServerKey {
     VirtualServerKey::new(IpAddr::from([10, 96, 0, low]), 53, protocol)
@@ -30,6 +33,16 @@ fn state(services: impl IntoIterator<Item = (VirtualServerKey, VirtualServer, u8
     IpvsState { services }
 }
 
+/// IPVS of this namespace. A namespace without any address has no local routing table, where the kernel
+/// takes every IPv4 address for a broadcast one and refuses it as a real server.
+async fn open() -> RealIpvs {
+    let routes = RealRoutes::open().unwrap();
+    let link = routes.ensure_dummy("kube-ipvs0").await.unwrap();
+    let node = AddressOp::Ensure(IpAddr::from([192, 0, 2, 7]));
+    routes.change_addresses(&link, &[node]).await.pop().unwrap().unwrap();
+    RealIpvs::open().unwrap()
+}
+
 async fn converge(ipvs: &RealIpvs, wanted: &IpvsState) {
     let applied = ipvs.dump().await.unwrap().state;
     let ops = diff(&applied, wanted);
@@ -45,7 +58,7 @@ fn a_table_converges_and_reads_back_as_wanted() {
         return;
     }
     common::in_new_netns(|| async {
-        let ipvs = RealIpvs::open().unwrap();
+        let ipvs = open().await;
         let plain = |key| (key, VirtualServer::new(&key, Scheduler::Rr), 3);
         let affine = key(11, Protocol::Tcp);
         let v6 = VirtualServerKey::new("fd00:96::a".parse().unwrap(), 80, Protocol::Tcp);
@@ -91,7 +104,7 @@ fn every_scheduler_is_known_by_its_name() {
         return;
     }
     common::in_new_netns(|| async {
-        let ipvs = RealIpvs::open().unwrap();
+        let ipvs = open().await;
         for scheduler in Scheduler::ALL {
             let key = key(20, Protocol::Tcp);
             converge(&ipvs, &state([(key, VirtualServer::new(&key, *scheduler), 2)])).await;
@@ -105,7 +118,7 @@ fn refusals_are_per_operation_and_as_the_fake_has_them() {
         return;
     }
     common::in_new_netns(|| async {
-        let ipvs = RealIpvs::open().unwrap();
+        let ipvs = open().await;
         let fake = longshore_kernel::ipvs::FakeIpvs::new();
         let (key, other) = (key(10, Protocol::Udp), key(99, Protocol::Udp));
         let server = VirtualServer::new(&key, Scheduler::Rr);
@@ -147,7 +160,7 @@ fn a_thousand_services_are_one_apply() {
         return;
     }
     common::in_new_netns(|| async {
-        let ipvs = RealIpvs::open().unwrap();
+        let ipvs = open().await;
         let services = (0..1000u16).map(|index| {
             let [high, low] = index.to_be_bytes();
             let key = VirtualServerKey::new(IpAddr::from([10, 96, high, low]), 80, Protocol::Tcp);
@@ -167,7 +180,7 @@ fn timeouts_and_version_are_read_and_set() {
         return;
     }
     common::in_new_netns(|| async {
-        let ipvs = RealIpvs::open().unwrap();
+        let ipvs = open().await;
         let before = ipvs.info().await.unwrap();
         assert!(before.version >= (1, 2, 0) && before.connection_table_size > 0, "{before:?}");
         ipvs.set_timeouts(IpvsTimeouts { tcp: 800, tcp_fin: 0, udp: 200 }).await.unwrap();

@@ -109,6 +109,8 @@ schedulers! {
     Fo = "fo",
     /// Weighted overflow: to the next weight once a server is full.
     Ovf = "ovf",
+    /// The better of two servers drawn at random (kernel 5.13).
+    Twos = "twos",
 }
 
 impl fmt::Display for Scheduler {
@@ -120,7 +122,7 @@ impl fmt::Display for Scheduler {
 /// A scheduler name the kernel does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown IPVS scheduler {0:?}: use one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, mh, fo, ovf"
+    "unknown IPVS scheduler {0:?}: use one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, mh, fo, ovf, twos"
 )]
 pub struct UnknownScheduler(pub String);
 

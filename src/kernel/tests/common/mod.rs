@@ -1,7 +1,7 @@
 //! Worlds for tests against the real kernel: a network namespace of the test's own on a thread of its
 //! own, and the rules for skipping. A test that cannot run says so, and fails where it was asked for.
 
-#![allow(dead_code)] // Each test binary uses its part.
+#![allow(dead_code, clippy::unwrap_used)] // Each test binary uses its part.
 
 use longshore_kernel::netns::{self, NetNsError};
 
