@@ -2,5 +2,7 @@
 //! put together in `wiring`. Decisions live in `longshore-core`; here they are carried out.
 
 pub mod admin;
+pub mod config;
+pub mod document;
 pub mod text;
 pub mod volumes;

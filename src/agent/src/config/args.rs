@@ -1,0 +1,57 @@
+//! The flags of `longshore agent`: the few that matter here, the rest in [`super::flags`].
+
+use std::path::PathBuf;
+
+use super::flags::GivenFlags;
+
+/// Flags of the daemon. Kubernetes' own spellings where Kubernetes has the flag.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AgentArgs {
+    /// Run without a control plane, from --manifests
+    #[arg(long)]
+    pub standalone: bool,
+    /// Folder of Pods, Services, EndpointSlices, ConfigMaps and Secrets (YAML or JSON)
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// KubeletConfiguration v1beta1 file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder of *.conf files merged over --config in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// KubeProxyConfiguration v1alpha1 file
+    #[arg(long, value_name = "FILE")]
+    pub proxy_config: Option<PathBuf>,
+    /// Halves of the node to run
+    #[arg(long, value_name = "LIST", default_value = "node,proxy", value_delimiter = ',')]
+    pub roles: Vec<String>,
+    /// Name of the node instead of the host's
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Address of the node, or one per family with a comma
+    #[arg(long, value_name = "IP[,IP]")]
+    pub node_ip: Option<String>,
+    /// Labels of the node
+    #[arg(long, value_name = "K=V,...", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Folder of the pods' volumes and the daemon's own state
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    /// Socket the command line talks to
+    #[arg(long, value_name = "PATH", default_value = "/run/longshore/longshore.sock")]
+    pub socket: PathBuf,
+    /// Log verbosity: 0 decisions, 2 and above details, 5 and above everything
+    #[arg(short = 'v', long = "v", value_name = "N")]
+    pub verbosity: Option<u32>,
+    /// Credentials for the API server (joining a control plane is not there yet)
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Credentials to get the first certificate with (likewise)
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Folder of the daemon's certificates (likewise)
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Fields of the configuration files")]
+    pub fields: GivenFlags,
+}

@@ -1,0 +1,185 @@
+//! KubeProxyConfiguration v1alpha1 as Kubernetes 1.36 has it: every field, its type and its default.
+//! Facts: staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go and pkg/proxy/apis/config/v1alpha1/defaults.go.
+//! No rules and no use of the values here.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::fields::config_fields;
+use super::kubelet::Logging;
+use super::units::GoDuration;
+
+pub const KIND: &str = "KubeProxyConfiguration";
+pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
+const fn secs(seconds: u32) -> GoDuration {
+    GoDuration::from_secs(seconds)
+}
+
+fn text(value: &str) -> String {
+    value.to_owned()
+}
+
+config_fields! {
+    /// kube-proxy's configuration file.
+    KubeProxyConfiguration, PROXY_FIELDS {
+        "featureGates" feature_gates: BTreeMap<String, bool> = BTreeMap::new(), keep, Later, "gates by name; behaviour is that of the 1.36 defaults";
+        "clientConnection" client_connection: ClientConnection = ClientConnection::default(), keep, Later, "kubeconfig of the API server; the agent's own is used";
+        "logging" logging: Logging = Logging::default(), keep, Never, "the agent has one log: set it in the kubelet's file or by flags";
+        "hostnameOverride" hostname_override: String = String::new(), keep, Now, "the node's name, where neither flag nor kubelet file gives one";
+        "bindAddress" bind_address: String = text("0.0.0.0"), fill, Later, "overrides the detected node address";
+        "healthzBindAddress" healthz_bind_address: Option<String> = Some(text("0.0.0.0:10256")), keep, Later, "address of /healthz and /livez; empty is off";
+        "metricsBindAddress" metrics_bind_address: Option<String> = Some(text("127.0.0.1:10249")), keep, Later, "address of /metrics and /proxyMode";
+        "bindAddressHardFail" bind_address_hard_fail: bool = false, keep, Later, "fail where one of the two cannot be bound";
+        "enableProfiling" enable_profiling: bool = false, keep, Never, "profiler of the Go runtime";
+        "showHiddenMetricsForVersion" show_hidden_metrics_for_version: String = String::new(), keep, Never, "no metric is hidden";
+        "mode" mode: String = String::new(), keep, Now, "ipvs, nftables, iptables; empty or auto picks what the kernel has";
+        "iptables" iptables: IptablesSection = IptablesSection::default(), keep, Later, "masqueradeBit, masqueradeAll, localhostNodePorts, syncPeriod, minSyncPeriod";
+        "ipvs" ipvs: IpvsSection = IpvsSection::default(), keep, Now, "syncPeriod, minSyncPeriod, scheduler, excludeCIDRs, strictARP, tcpTimeout, tcpFinTimeout, udpTimeout";
+        "nftables" nftables: NftablesSection = NftablesSection::default(), keep, Now, "masqueradeBit, masqueradeAll; syncPeriod and minSyncPeriod of nftables mode";
+        "winkernel" winkernel: serde_json::Map<String, serde_json::Value> = serde_json::Map::new(), keep, Never, "Windows";
+        "detectLocalMode" detect_local_mode: String = String::new(), keep, Now, "ClusterCIDR (default), NodeCIDR, BridgeInterface, InterfaceNamePrefix";
+        "detectLocal" detect_local: DetectLocalSection = DetectLocalSection::default(), keep, Now, "bridgeInterface, interfaceNamePrefix";
+        "clusterCIDR" cluster_cidr: String = String::new(), keep, Now, "pod addresses of the cluster, one per family";
+        "nodePortAddresses" node_port_addresses: Vec<String> = Vec::new(), keep, Now, "CIDRs whose node addresses serve NodePorts, or `primary`";
+        "oomScoreAdj" oom_score_adj: Option<i32> = Some(-999), keep, Never, "one daemon: the kubelet file's value counts";
+        "conntrack" conntrack: ConntrackSection = ConntrackSection::default(), keep, Later, "maxPerCore, min, tcpEstablishedTimeout, tcpCloseWaitTimeout, tcpBeLiberal, udpTimeout, udpStreamTimeout";
+        "configSyncPeriod" config_sync_period: GoDuration = secs(900), fill, Never, "watches need no resync";
+        "portRange" port_range: String = String::new(), keep, Never, "without effect upstream too";
+        "windowsRunAsService" windows_run_as_service: bool = false, keep, Never, "Windows";
+    }
+}
+
+/// `clientConnection`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ClientConnection {
+    pub kubeconfig: String,
+    pub accept_content_types: String,
+    pub content_type: String,
+    pub qps: f64,
+    pub burst: i32,
+}
+
+impl Default for ClientConnection {
+    fn default() -> Self {
+        Self {
+            kubeconfig: String::new(),
+            accept_content_types: String::new(),
+            content_type: text("application/vnd.kubernetes.protobuf"),
+            qps: 5.0,
+            burst: 10,
+        }
+    }
+}
+
+/// `iptables`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct IptablesSection {
+    pub masquerade_bit: Option<i32>,
+    pub masquerade_all: bool,
+    pub localhost_node_ports: Option<bool>,
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+}
+
+impl Default for IptablesSection {
+    fn default() -> Self {
+        Self {
+            masquerade_bit: Some(14),
+            masquerade_all: false,
+            localhost_node_ports: Some(true),
+            sync_period: secs(30),
+            min_sync_period: secs(1),
+        }
+    }
+}
+
+/// `ipvs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct IpvsSection {
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+    pub scheduler: String,
+    #[serde(rename = "excludeCIDRs")]
+    pub exclude_cidrs: Vec<String>,
+    #[serde(rename = "strictARP")]
+    pub strict_arp: bool,
+    pub tcp_timeout: GoDuration,
+    pub tcp_fin_timeout: GoDuration,
+    pub udp_timeout: GoDuration,
+}
+
+impl Default for IpvsSection {
+    fn default() -> Self {
+        Self {
+            sync_period: secs(30),
+            min_sync_period: secs(0),
+            scheduler: String::new(),
+            exclude_cidrs: Vec::new(),
+            strict_arp: false,
+            tcp_timeout: secs(0),
+            tcp_fin_timeout: secs(0),
+            udp_timeout: secs(0),
+        }
+    }
+}
+
+/// `nftables`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct NftablesSection {
+    pub masquerade_bit: Option<i32>,
+    pub masquerade_all: bool,
+    pub sync_period: GoDuration,
+    pub min_sync_period: GoDuration,
+}
+
+impl Default for NftablesSection {
+    fn default() -> Self {
+        Self {
+            masquerade_bit: Some(14),
+            masquerade_all: false,
+            sync_period: secs(30),
+            min_sync_period: secs(1),
+        }
+    }
+}
+
+/// `detectLocal`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DetectLocalSection {
+    pub bridge_interface: String,
+    pub interface_name_prefix: String,
+}
+
+/// `conntrack`. `None` and 0 leave the kernel's value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ConntrackSection {
+    pub max_per_core: Option<i32>,
+    pub min: Option<i32>,
+    pub tcp_established_timeout: Option<GoDuration>,
+    pub tcp_close_wait_timeout: Option<GoDuration>,
+    pub tcp_be_liberal: bool,
+    pub udp_timeout: GoDuration,
+    pub udp_stream_timeout: GoDuration,
+}
+
+impl Default for ConntrackSection {
+    fn default() -> Self {
+        Self {
+            max_per_core: Some(32768),
+            min: Some(131_072),
+            tcp_established_timeout: Some(secs(24 * 3600)),
+            tcp_close_wait_timeout: Some(secs(3600)),
+            tcp_be_liberal: false,
+            udp_timeout: secs(0),
+            udp_stream_timeout: secs(0),
+        }
+    }
+}

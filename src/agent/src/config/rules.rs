@@ -1,0 +1,511 @@
+//! The rules of the two configuration kinds for what this daemon uses, and the step from fields to
+//! [`Settings`]. Pure: every broken rule is collected with its place, path, fault and mend.
+//! Facts: pkg/kubelet/apis/config/validation and pkg/proxy/apis/config/validation of Kubernetes 1.36.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings};
+
+use super::Loaded;
+use super::args::AgentArgs;
+use super::kubelet::KubeletConfiguration;
+use super::proxy::KubeProxyConfiguration;
+use super::settings::*;
+use super::units::{GoDuration, parse_bytes, parse_quantity_millis};
+use crate::document::{DocumentError, Node, Place};
+
+/// Schedulers of the Linux kernel (`net/netfilter/ipvs/ip_vs_*.c`).
+const IPVS_SCHEDULERS: &[&str] =
+    &["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos"];
+
+/// Applies all rules.
+///
+/// # Errors
+/// Every rule that is broken.
+pub(crate) fn settings(
+    args: &AgentArgs,
+    kubelet: &Loaded<KubeletConfiguration>,
+    proxy: &Loaded<KubeProxyConfiguration>,
+    warnings: Vec<String>,
+) -> Result<Settings, Vec<DocumentError>> {
+    let mut node_rules = Rules::new(&kubelet.tree);
+    let config = &kubelet.value;
+    refused(config, &mut node_rules);
+    log_rules(config, &mut node_rules);
+    let roles = roles(args, &mut node_rules);
+    let sources = sources(args, config, roles, &mut node_rules);
+    let runtime = runtime(config, &mut node_rules);
+    let cgroups = cgroups(config, &mut node_rules);
+    let dns = dns(config, &mut node_rules);
+    let pods = pods(args, config, &mut node_rules);
+    let images = images(config, &mut node_rules);
+    let mut node = node(args, config, &mut node_rules);
+    if node.name.is_none() && !proxy.value.hostname_override.is_empty() {
+        node.name = Some(proxy.value.hostname_override.to_lowercase());
+    }
+    let logging = logging(args, config, &mut node_rules);
+    let mut proxy_rules = Rules::new(&proxy.tree);
+    let dataplane = dataplane(&proxy.value, &mut proxy_rules);
+    let broken = [node_rules.broken, proxy_rules.broken].concat();
+    if !broken.is_empty() {
+        return Err(broken);
+    }
+    Ok(Settings {
+        roles,
+        sources,
+        runtime,
+        cgroups,
+        dns,
+        probes: ProbeSettings { max_network_tries: 512, max_exec_tries: 32 },
+        pods,
+        images,
+        node,
+        dataplane,
+        admin: AdminSettings { socket: args.socket.clone() },
+        logging,
+        warnings,
+    })
+}
+
+/// Collects broken rules with the place each field was written at.
+struct Rules<'a> {
+    tree: &'a Node,
+    broken: Vec<DocumentError>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(tree: &'a Node) -> Self {
+        Self { tree, broken: Vec::new() }
+    }
+
+    fn fail(&mut self, path: &str, message: impl Into<String>) {
+        let place = self.tree.at(path).map_or(&self.tree.place, |node| &node.place).clone();
+        self.broken.push(DocumentError { place, path: path.to_owned(), message: message.into() });
+    }
+
+    fn flag(&mut self, flag: &str, message: impl Into<String>) {
+        let place = Place::whole(&format!("flag --{flag}"));
+        self.broken.push(DocumentError { place, path: String::new(), message: message.into() });
+    }
+
+    fn check(&mut self, ok: bool, path: &str, message: impl Into<String>) {
+        if !ok {
+            self.fail(path, message);
+        }
+    }
+
+    fn range(&mut self, path: &str, value: i64, allowed: std::ops::RangeInclusive<i64>) {
+        let (low, high) = (allowed.start(), allowed.end());
+        self.check(
+            allowed.contains(&value),
+            path,
+            format!("is {value}; it must be between {low} and {high}"),
+        );
+    }
+
+    fn one_of(&mut self, path: &str, value: &str, allowed: &[&str]) {
+        self.check(
+            allowed.contains(&value),
+            path,
+            format!("is {value:?}; it must be one of {}", allowed.join(", ")),
+        );
+    }
+
+    fn positive(&mut self, path: &str, value: GoDuration) -> Duration {
+        self.check(
+            !value.is_negative() && !value.is_zero(),
+            path,
+            format!("is {value}; it must be longer than 0s"),
+        );
+        value.get()
+    }
+
+    fn not_negative(&mut self, path: &str, value: GoDuration) -> Duration {
+        self.check(!value.is_negative(), path, format!("is {value}; it must not be negative"));
+        value.get()
+    }
+
+    /// The value, or the fault recorded and the fall-back taken.
+    fn parsed<T>(&mut self, path: &str, result: Result<T, String>) -> Option<T> {
+        result.map_err(|message| self.fail(path, message)).ok()
+    }
+
+    fn absolute(&mut self, path: &str, value: &str) -> PathBuf {
+        self.check(value.starts_with('/'), path, format!("is {value:?}; it must be an absolute path"));
+        PathBuf::from(value)
+    }
+}
+
+/// What upstream refuses, and what this daemon has to refuse to keep its word.
+fn refused(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
+    rules.check(
+        !config.run_once,
+        "runOnce",
+        "is true; run-once mode does not exist any more: remove the field",
+    );
+    if let Some(ids) = config.user_namespaces.as_ref().and_then(|namespaces| namespaces.ids_per_pod) {
+        let ok = ids > 0 && ids % 65536 == 0;
+        rules.check(ok, "userNamespaces.idsPerPod", format!("is {ids}; it must be a multiple of 65536"));
+    }
+    let policy = config.config_map_and_secret_change_detection_strategy.as_str();
+    rules.one_of("configMapAndSecretChangeDetectionStrategy", policy, &["Watch", "Cache", "Get"]);
+    rules.one_of(
+        "memorySwap.swapBehavior",
+        &config.memory_swap.swap_behavior,
+        &["", "NoSwap", "LimitedSwap"],
+    );
+    rules.range("port", i64::from(config.port), 1..=65535);
+    rules.range("readOnlyPort", i64::from(config.read_only_port), 0..=65535);
+    rules.range("healthzPort", i64::from(config.healthz_port.unwrap_or(0)), 0..=65535);
+    for name in config.feature_gates.keys() {
+        let plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric());
+        rules.check(plain, "featureGates", format!("{name:?} is no gate's name"));
+    }
+}
+
+fn log_rules(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
+    let size = parse_bytes(&config.container_log_max_size);
+    if let Some(0) = rules.parsed("containerLogMaxSize", size) {
+        rules.fail("containerLogMaxSize", "is 0; it must be more");
+    }
+    rules.range(
+        "containerLogMaxFiles",
+        i64::from(config.container_log_max_files.unwrap_or(5)),
+        2..=i64::from(i32::MAX),
+    );
+    rules.range("containerLogMaxWorkers", i64::from(config.container_log_max_workers.unwrap_or(1)), 1..=1000);
+    let interval = config.container_log_monitor_interval.unwrap_or(GoDuration::from_secs(10));
+    let ok = interval >= GoDuration::from_secs(3);
+    rules.check(ok, "containerLogMonitorInterval", format!("is {interval}; it must be 3s or longer"));
+    let (high, low) = (
+        config.image_gc_high_threshold_percent.unwrap_or(85),
+        config.image_gc_low_threshold_percent.unwrap_or(80),
+    );
+    rules.range("imageGCHighThresholdPercent", i64::from(high), 0..=100);
+    rules.range("imageGCLowThresholdPercent", i64::from(low), 0..=100);
+    let ok = low < high;
+    rules.check(
+        ok,
+        "imageGCLowThresholdPercent",
+        format!("is {low}; it must be below imageGCHighThresholdPercent ({high})"),
+    );
+}
+
+fn roles(args: &AgentArgs, rules: &mut Rules<'_>) -> Roles {
+    let mut roles = Roles { node: false, proxy: false };
+    for role in args.roles.iter().map(|role| role.trim()).filter(|role| !role.is_empty()) {
+        match role {
+            "node" => roles.node = true,
+            "proxy" => roles.proxy = true,
+            _ => rules.flag("roles", format!("{role:?} is no role; give node, proxy or both")),
+        }
+    }
+    if !roles.node && !roles.proxy {
+        rules.flag("roles", "is empty; give node, proxy or both");
+    }
+    roles
+}
+
+fn sources(
+    args: &AgentArgs,
+    config: &KubeletConfiguration,
+    roles: Roles,
+    rules: &mut Rules<'_>,
+) -> SourceSettings {
+    let static_path = Some(&config.static_pod_path).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let manifests = args.manifests.clone().or(static_path);
+    if args.kubeconfig.is_some() && !args.standalone {
+        rules.flag(
+            "kubeconfig",
+            "joining a control plane is not possible in this version; start with --standalone",
+        );
+    } else if !args.standalone {
+        rules.flag(
+            "standalone",
+            "is missing; this version runs without a control plane: give --standalone --manifests DIR",
+        );
+    }
+    if args.standalone && roles.node && manifests.is_none() {
+        rules.flag(
+            "manifests",
+            "is missing; without a control plane the objects come from a folder: give --manifests DIR",
+        );
+    }
+    SourceSettings {
+        standalone: args.standalone,
+        manifests,
+        audit_period: rules.positive("fileCheckFrequency", config.file_check_frequency),
+    }
+}
+
+fn runtime(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> RuntimeSettings {
+    let endpoint = socket_path("containerRuntimeEndpoint", &config.container_runtime_endpoint, rules);
+    let image_endpoint = match config.image_service_endpoint.as_str() {
+        "" => endpoint.clone(),
+        text => socket_path("imageServiceEndpoint", text, rules),
+    };
+    let request_timeout = rules.positive("runtimeRequestTimeout", config.runtime_request_timeout);
+    RuntimeSettings { endpoint, image_endpoint, request_timeout }
+}
+
+fn socket_path(path: &str, text: &str, rules: &mut Rules<'_>) -> PathBuf {
+    let socket = text.strip_prefix("unix://").unwrap_or(text);
+    let ok = Path::new(socket).is_absolute();
+    rules.check(
+        ok,
+        path,
+        format!("is {text:?}; it must be a unix socket, like unix:///run/containerd/containerd.sock"),
+    );
+    PathBuf::from(socket)
+}
+
+fn cgroups(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> CgroupSettings {
+    rules.one_of("cgroupDriver", &config.cgroup_driver, &["systemd", "cgroupfs"]);
+    let root = config.cgroup_root.as_str();
+    let ok = root.is_empty() || root.starts_with('/');
+    rules.check(ok, "cgroupRoot", format!("is {root:?}; it must be an absolute cgroup path like /"));
+    let per_qos = config.cgroups_per_qos.unwrap_or(true);
+    let enforced = config.enforce_node_allocatable.as_deref().unwrap_or_default();
+    // The default of enforceNodeAllocatable gives way; a written one must fit.
+    let written =
+        rules.tree.get("enforceNodeAllocatable").is_some() && enforced.iter().any(|what| what != "none");
+    let message = "must be empty or [none] while cgroupsPerQOS is false";
+    rules.check(per_qos || !written, "enforceNodeAllocatable", message);
+    let period = config.cpu_cfs_quota_period.unwrap_or(GoDuration::from_millis(100));
+    let ok = period >= GoDuration::from_millis(1) && period <= GoDuration::from_secs(1);
+    rules.check(ok, "cpuCFSQuotaPeriod", format!("is {period}; it must be between 1ms and 1s"));
+    CgroupSettings {
+        per_qos,
+        driver: if config.cgroup_driver == "systemd" {
+            CgroupDriver::Systemd
+        } else {
+            CgroupDriver::Cgroupfs
+        },
+        root: root.to_owned(),
+        cpu_cfs_quota: config.cpu_cfs_quota.unwrap_or(true),
+        cpu_cfs_period_us: u64::try_from(period.get().as_micros()).unwrap_or(100_000),
+        pod_pids_limit: config
+            .pod_pids_limit
+            .and_then(|limit| u64::try_from(limit).ok())
+            .filter(|limit| *limit > 0),
+        single_process_oom_kill: config.single_process_oom_kill.unwrap_or(false),
+    }
+}
+
+fn dns(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> DnsFiles {
+    let mut cluster_dns = Vec::new();
+    for server in &config.cluster_dns {
+        match server.parse() {
+            Ok(address) => cluster_dns.push(address),
+            Err(_) => rules.fail("clusterDNS", format!("{server:?} is not an IP address")),
+        }
+    }
+    let resolv_conf = match config.resolv_conf.as_deref() {
+        None => Some(PathBuf::from("/etc/resolv.conf")),
+        Some("") => None,
+        Some(path) => Some(rules.absolute("resolvConf", path)),
+    };
+    DnsFiles {
+        cluster_dns,
+        cluster_domain: config.cluster_domain.trim_end_matches('.').to_owned(),
+        resolv_conf,
+    }
+}
+
+fn pods(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> PodSettings {
+    rules.range("maxPods", i64::from(config.max_pods), 1..=i64::from(i32::MAX));
+    let restart =
+        config.crash_loop_back_off.max_container_restart_period.unwrap_or(GoDuration::from_secs(300));
+    let ok = (GoDuration::from_secs(1)..=GoDuration::from_secs(300)).contains(&restart);
+    let path = "crashLoopBackOff.maxContainerRestartPeriod";
+    rules.check(ok, path, format!("is {restart}; it must be between 1s and 300s"));
+    if !args.root_dir.is_absolute() {
+        rules.flag("root-dir", format!("is {}; it must be an absolute path", args.root_dir.display()));
+    }
+    PodSettings {
+        root_dir: args.root_dir.clone(),
+        pod_logs_dir: rules.absolute("podLogsDir", &config.pod_logs_dir),
+        sync_frequency: rules.positive("syncFrequency", config.sync_frequency),
+        max_pods: u32::try_from(config.max_pods).unwrap_or(110),
+        max_restart_backoff: restart.get(),
+        seccomp_default: config.seccomp_default.unwrap_or(false),
+        allowed_unsafe_sysctls: config.allowed_unsafe_sysctls.clone(),
+    }
+}
+
+fn images(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> ImageSettings {
+    let parallel = config.max_parallel_image_pulls;
+    let serialize = config.serialize_image_pulls.unwrap_or(parallel.is_none_or(|pulls| pulls < 2));
+    if let Some(pulls) = parallel {
+        rules.check(pulls > 0, "maxParallelImagePulls", format!("is {pulls}; it must be 1 or more"));
+        let message = format!("is {pulls}, which needs serializeImagePulls: false");
+        rules.check(!serialize || pulls <= 1, "maxParallelImagePulls", message);
+    }
+    let max_parallel_pulls =
+        if serialize { Some(1) } else { parallel.and_then(|pulls| usize::try_from(pulls).ok()) };
+    let qps = i64::from(config.registry_pull_qps.unwrap_or(5));
+    rules.range("registryPullQPS", qps, 0..=i64::from(i32::MAX));
+    rules.range("registryBurst", i64::from(config.registry_burst), 0..=i64::from(i32::MAX));
+    let burst = u32::try_from(config.registry_burst).unwrap_or(0);
+    let pull_rate = u32::try_from(qps).ok().filter(|qps| *qps > 0).map(|qps| (qps, burst));
+    ImageSettings { max_parallel_pulls, pull_rate }
+}
+
+fn node(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> NodeSettings {
+    let mut ips = Vec::new();
+    for text in
+        args.node_ip.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|text| !text.is_empty())
+    {
+        match text.parse::<IpAddr>() {
+            Ok(ip) => ips.push(ip),
+            Err(_) => rules.flag("node-ip", format!("{text:?} is not an IP address")),
+        }
+    }
+    if ips.len() > 2 || (ips.len() == 2 && ips[0].is_ipv4() == ips[1].is_ipv4()) {
+        rules.flag("node-ip", "give one address, or one per family");
+    }
+    let mut labels = BTreeMap::new();
+    for label in args.node_labels.iter().filter(|label| !label.is_empty()) {
+        match label.split_once('=') {
+            Some((key, value)) => drop(labels.insert(key.to_owned(), value.to_owned())),
+            None => rules.flag("node-labels", format!("{label:?} is not key=value")),
+        }
+    }
+    let oom_score_adj = config.oom_score_adj.unwrap_or(-999);
+    rules.range("oomScoreAdj", i64::from(oom_score_adj), -1000..=1000);
+    rules.range("maxOpenFiles", config.max_open_files, 0..=i64::MAX);
+    NodeSettings {
+        name: args
+            .hostname_override
+            .as_ref()
+            .map(|name| name.trim().to_lowercase())
+            .filter(|name| !name.is_empty()),
+        ips,
+        labels,
+        oom_score_adj,
+        max_open_files: u64::try_from(config.max_open_files).unwrap_or(0),
+        fail_swap_on: config.fail_swap_on.unwrap_or(true),
+        reserved_millis: reserved(config, rules),
+    }
+}
+
+fn reserved(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> BTreeMap<String, i128> {
+    let mut sum = BTreeMap::new();
+    for (field, map) in [("systemReserved", &config.system_reserved), ("kubeReserved", &config.kube_reserved)]
+    {
+        for (resource, text) in map {
+            rules.one_of(field, resource, &["cpu", "memory", "ephemeral-storage", "pid"]);
+            match parse_quantity_millis(text) {
+                Ok(millis) if millis >= 0 => *sum.entry(resource.clone()).or_insert(0) += millis,
+                Ok(_) => rules.fail(field, format!("{resource} is {text}; it must not be negative")),
+                Err(message) => rules.fail(field, format!("{resource}: {message}")),
+            }
+        }
+    }
+    sum
+}
+
+fn logging(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> LoggingSettings {
+    rules.one_of("logging.format", &config.logging.format, &["text", "json"]);
+    let format = if config.logging.format == "json" { LogFormat::Json } else { LogFormat::Text };
+    LoggingSettings { format, verbosity: args.verbosity.unwrap_or(config.logging.verbosity) }
+}
+
+fn dataplane(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> DataplaneSettings {
+    rules.one_of("mode", &config.mode, &["", "auto", "ipvs", "nftables", "iptables"]);
+    let mode = match config.mode.as_str() {
+        "ipvs" => DataplaneMode::Ipvs,
+        "nftables" => DataplaneMode::Nftables,
+        "iptables" => DataplaneMode::Iptables,
+        _ => DataplaneMode::Auto,
+    };
+    // Of the three sections the one of the mode in force counts; auto takes the nftables one.
+    let (bit_path, bit, all) = match mode {
+        DataplaneMode::Iptables => {
+            ("iptables.masqueradeBit", config.iptables.masquerade_bit, config.iptables.masquerade_all)
+        }
+        _ => ("nftables.masqueradeBit", config.nftables.masquerade_bit, config.nftables.masquerade_all),
+    };
+    let (sync_path, sync) = match mode {
+        DataplaneMode::Ipvs => ("ipvs.syncPeriod", config.ipvs.sync_period),
+        DataplaneMode::Iptables => ("iptables.syncPeriod", config.iptables.sync_period),
+        _ => ("nftables.syncPeriod", config.nftables.sync_period),
+    };
+    rules.range(bit_path, i64::from(bit.unwrap_or(14)), 0..=31);
+    DataplaneSettings {
+        mode,
+        ipvs: ipvs(config, rules),
+        masquerade_bit: u8::try_from(bit.unwrap_or(14)).unwrap_or(14),
+        masquerade_all: all,
+        audit_period: rules.positive(sync_path, sync),
+        detect_local: detect_local(config, rules),
+        node_ports: node_ports(config, rules),
+    }
+}
+
+fn ipvs(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> IpvsSettings {
+    let section = &config.ipvs;
+    let scheduler = if section.scheduler.is_empty() { "rr" } else { &section.scheduler };
+    rules.one_of("ipvs.scheduler", scheduler, IPVS_SCHEDULERS);
+    IpvsSettings {
+        scheduler: scheduler.to_owned(),
+        exclude: cidrs("ipvs.excludeCIDRs", section.exclude_cidrs.iter().map(String::as_str), rules),
+        strict_arp: section.strict_arp,
+        tcp_timeout: rules.not_negative("ipvs.tcpTimeout", section.tcp_timeout),
+        tcp_fin_timeout: rules.not_negative("ipvs.tcpFinTimeout", section.tcp_fin_timeout),
+        udp_timeout: rules.not_negative("ipvs.udpTimeout", section.udp_timeout),
+    }
+}
+
+fn cidrs<'a>(path: &str, texts: impl Iterator<Item = &'a str>, rules: &mut Rules<'_>) -> Vec<Cidr> {
+    texts.filter_map(|text| rules.parsed(path, Cidr::parse(text))).collect()
+}
+
+fn detect_local(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> DetectLocal {
+    let section = &config.detect_local;
+    let modes = ["", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
+    rules.one_of("detectLocalMode", &config.detect_local_mode, &modes);
+    match config.detect_local_mode.as_str() {
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => {
+            interface_name("detectLocal.bridgeInterface", &section.bridge_interface, rules);
+            DetectLocal::Bridge(section.bridge_interface.clone())
+        }
+        "InterfaceNamePrefix" => {
+            interface_name("detectLocal.interfaceNamePrefix", &section.interface_name_prefix, rules);
+            DetectLocal::InterfacePrefix(section.interface_name_prefix.clone())
+        }
+        _ => {
+            let texts = config.cluster_cidr.split(',').map(str::trim).filter(|text| !text.is_empty());
+            let networks = cidrs("clusterCIDR", texts, rules);
+            let dual = networks.len() == 2 && networks[0].address.is_ipv4() != networks[1].address.is_ipv4();
+            rules.check(networks.len() < 2 || dual, "clusterCIDR", "give one network, or one per family");
+            DetectLocal::ClusterCidr(networks)
+        }
+    }
+}
+
+/// Interface names are 1 to 15 bytes (`IFNAMSIZ` of `linux/if.h`).
+fn interface_name(path: &str, name: &str, rules: &mut Rules<'_>) {
+    let ok = (1..16).contains(&name.len());
+    rules.check(
+        ok,
+        path,
+        format!("is {name:?}; detectLocalMode needs an interface name of 1 to 15 characters"),
+    );
+}
+
+fn node_ports(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> NodePortAddresses {
+    let given = &config.node_port_addresses;
+    if given.iter().any(|text| text == "primary") {
+        rules.check(given.len() == 1, "nodePortAddresses", "\"primary\" must stand alone");
+        return NodePortAddresses::Primary;
+    }
+    match cidrs("nodePortAddresses", given.iter().map(String::as_str), rules) {
+        networks if networks.is_empty() => NodePortAddresses::Default,
+        networks => NodePortAddresses::Within(networks),
+    }
+}

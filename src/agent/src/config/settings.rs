@@ -1,0 +1,213 @@
+//! What the daemon is started with, as plain values grouped by the part that uses them. Made from
+//! defaults, files and flags by [`super::load`]; nothing else in the daemon reads configuration.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use longshore_core::pod::snapshot::CgroupSettings;
+
+/// All settings of one daemon.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub roles: Roles,
+    pub sources: SourceSettings,
+    pub runtime: RuntimeSettings,
+    pub cgroups: CgroupSettings,
+    pub dns: DnsFiles,
+    pub probes: ProbeSettings,
+    pub pods: PodSettings,
+    pub images: ImageSettings,
+    pub node: NodeSettings,
+    pub dataplane: DataplaneSettings,
+    pub admin: AdminSettings,
+    pub logging: LoggingSettings,
+    /// What a person should know about the configuration: unknown fields, settings without effect.
+    pub warnings: Vec<String>,
+}
+
+/// Which halves of a node this daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    /// Run pods.
+    pub node: bool,
+    /// Serve Services.
+    pub proxy: bool,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSettings {
+    /// No control plane.
+    pub standalone: bool,
+    /// Folder of manifests, absolute where the flag was.
+    pub manifests: Option<PathBuf>,
+    /// Re-list of that folder beside inotify.
+    pub audit_period: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeSettings {
+    /// Absolute path of the CRI socket, without `unix://`.
+    pub endpoint: PathBuf,
+    /// The same for images; equal to `endpoint` unless set.
+    pub image_endpoint: PathBuf,
+    /// Deadline of unary calls but pulls and exec.
+    pub request_timeout: Duration,
+}
+
+/// DNS of pods before the node's resolver file is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsFiles {
+    pub cluster_dns: Vec<IpAddr>,
+    /// Without a final dot; empty where not set.
+    pub cluster_domain: String,
+    /// The node's resolver file; `None` gives pods an empty one.
+    pub resolv_conf: Option<PathBuf>,
+}
+
+/// Bounds of the probe engine; not settable, values in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeSettings {
+    /// Tries under way at once over the network (HTTP, TCP, gRPC).
+    pub max_network_tries: usize,
+    /// Tries under way at once through the runtime; each costs a process in the container.
+    pub max_exec_tries: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSettings {
+    /// `--root-dir`, default `/var/lib/kubelet`.
+    pub root_dir: PathBuf,
+    pub pod_logs_dir: PathBuf,
+    /// Longest time between two looks at a pod without an event.
+    pub sync_frequency: Duration,
+    pub max_pods: u32,
+    /// Longest wait of the crash back-off, 1 s to 300 s.
+    pub max_restart_backoff: Duration,
+    pub seccomp_default: bool,
+    /// Names, or prefixes ending in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSettings {
+    /// Pulls at a time; 1 is serialized, `None` unbounded.
+    pub max_parallel_pulls: Option<usize>,
+    /// Pulls per second, `None` for no limit, and the burst above it.
+    pub pull_rate: Option<(u32, u32)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeSettings {
+    /// Lower case; `None`: the host's name.
+    pub name: Option<String>,
+    /// `--node-ip`: none, one, or one per family.
+    pub ips: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    /// The daemon's own OOM score, -1000..=1000.
+    pub oom_score_adj: i32,
+    /// The daemon's own limit of open files.
+    pub max_open_files: u64,
+    pub fail_swap_on: bool,
+    /// Resource -> quantity as written, kept from pods: sum of systemReserved and kubeReserved, in
+    /// thousandths of the resource's unit.
+    pub reserved_millis: BTreeMap<String, i128>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataplaneMode {
+    /// The first of nftables, ipvs, iptables the kernel has.
+    Auto,
+    Nftables,
+    Ipvs,
+    Iptables,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataplaneSettings {
+    pub mode: DataplaneMode,
+    pub ipvs: IpvsSettings,
+    /// Bit of the packet mark that asks for masquerade, 0..=31.
+    pub masquerade_bit: u8,
+    pub masquerade_all: bool,
+    /// Audit of the kernel's state against the wanted one.
+    pub audit_period: Duration,
+    pub detect_local: DetectLocal,
+    pub node_ports: NodePortAddresses,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpvsSettings {
+    /// A scheduler of the kernel: `rr`, `wrr`, `lc`, `wlc`, `lblc`, `lblcr`, `dh`, `sh`, `sed`, `nq`, `mh`.
+    pub scheduler: String,
+    /// Virtual services in these networks belong to others.
+    pub exclude: Vec<Cidr>,
+    pub strict_arp: bool,
+    /// Connection timeouts of the kernel; zero leaves them.
+    pub tcp_timeout: Duration,
+    pub tcp_fin_timeout: Duration,
+    pub udp_timeout: Duration,
+}
+
+/// How traffic of this node's pods is told from other traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// Source in one of these; empty: no detection.
+    ClusterCidr(Vec<Cidr>),
+    /// Source in the node's own pod network.
+    NodeCidr,
+    /// Came in by this bridge.
+    Bridge(String),
+    /// Came in by an interface of this prefix.
+    InterfacePrefix(String),
+}
+
+/// Which of the node's addresses serve NodePorts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Not set: the mode's own default.
+    Default,
+    Primary,
+    Within(Vec<Cidr>),
+}
+
+/// An address and a prefix length valid for its family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cidr {
+    pub address: IpAddr,
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// # Errors
+    /// Says what is expected instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a network; write it like 10.244.0.0/16");
+        let (address, prefix) = text.trim().split_once('/').ok_or_else(wrong)?;
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        if prefix > longest { Err(wrong()) } else { Ok(Self { address, prefix }) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Root-only unix socket of the command line.
+    pub socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggingSettings {
+    pub format: LogFormat,
+    /// The kubelet's `-v`: 0-1 info, 2-4 debug, 5 and above trace.
+    pub verbosity: u32,
+}

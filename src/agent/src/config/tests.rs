@@ -1,0 +1,302 @@
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use longshore_core::pod::snapshot::CgroupDriver;
+
+use super::*;
+
+#[derive(clap::Parser)]
+struct Cli {
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+/// `load` of a command line in which `%` stands for the folder the files were written to.
+fn load_with(files: &[(&str, &str)], line: &str) -> Result<Settings, String> {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+        std::fs::write(path, text).expect("write");
+    }
+    let root = dir.path().display().to_string();
+    let words = line.split_whitespace().map(|word| word.replace('%', &root));
+    let cli =
+        Cli::try_parse_from(std::iter::once("agent".to_owned()).chain(words)).map_err(|e| e.to_string())?;
+    load(&cli.agent).map_err(|error| error.to_string().replace(&format!("{root}/"), ""))
+}
+
+const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+const PROXY: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+const ALONE: &str = "--standalone --manifests /m";
+
+fn with_kubelet(body: &str) -> Result<Settings, String> {
+    load_with(&[("k.yaml", &format!("{KUBELET}{body}"))], &format!("{ALONE} --config %/k.yaml"))
+}
+
+fn with_proxy(body: &str) -> Result<Settings, String> {
+    load_with(&[("p.yaml", &format!("{PROXY}{body}"))], &format!("{ALONE} --proxy-config %/p.yaml"))
+}
+
+#[test]
+fn defaults_are_the_ones_of_kubernetes() {
+    let settings = load_with(&[], ALONE).expect("defaults are valid");
+    assert_eq!(settings.runtime.endpoint, Path::new("/run/containerd/containerd.sock"));
+    assert_eq!(settings.runtime.image_endpoint, settings.runtime.endpoint);
+    assert_eq!(settings.runtime.request_timeout, Duration::from_secs(120));
+    assert_eq!(settings.sources.audit_period, Duration::from_secs(20));
+    assert_eq!(settings.cgroups.driver, CgroupDriver::Cgroupfs);
+    assert_eq!((settings.cgroups.per_qos, settings.cgroups.cpu_cfs_period_us), (true, 100_000));
+    assert_eq!(settings.cgroups.pod_pids_limit, None);
+    assert_eq!(settings.pods.max_restart_backoff, Duration::from_secs(300));
+    assert_eq!(settings.images.max_parallel_pulls, Some(1));
+    assert_eq!(settings.images.pull_rate, Some((5, 10)));
+    assert_eq!(settings.dataplane.mode, DataplaneMode::Auto);
+    assert_eq!(settings.dataplane.ipvs.scheduler, "rr");
+    assert_eq!(settings.roles, Roles { node: true, proxy: true });
+    assert_eq!(settings.admin.socket, Path::new("/run/longshore/longshore.sock"));
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn every_field_is_accepted_with_its_own_default() {
+    // The default written out and read back is the default: names, types and forms agree.
+    let kubelet = serde_json::to_string(&kubelet::KubeletConfiguration::default()).expect("json");
+    let proxy = serde_json::to_string(&proxy::KubeProxyConfiguration::default()).expect("json");
+    let tree = document::parse("k", &kubelet).expect("parses").remove(0);
+    let reading = document::read::<kubelet::KubeletConfiguration>(&tree).expect("reads");
+    assert_eq!(reading.value, kubelet::KubeletConfiguration::default());
+    assert!(reading.unknown.is_empty(), "{:?}", reading.unknown);
+    let tree = document::parse("p", &proxy).expect("parses").remove(0);
+    let reading = document::read::<proxy::KubeProxyConfiguration>(&tree).expect("reads");
+    assert_eq!(reading.value, proxy::KubeProxyConfiguration::default());
+    assert!(reading.unknown.is_empty(), "{:?}", reading.unknown);
+    assert_eq!(kubelet::KUBELET_FIELDS.len(), 125, "Kubernetes 1.36 has 125 fields");
+    assert_eq!(proxy::PROXY_FIELDS.len(), 24);
+}
+
+#[test]
+fn a_kubeadm_file_is_read() {
+    let settings = with_kubelet(
+        "authentication: {anonymous: {enabled: false}, webhook: {cacheTTL: 0s, enabled: true}, x509: {clientCAFile: /etc/kubernetes/pki/ca.crt}}\n\
+         authorization: {mode: Webhook, webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}}\n\
+         cgroupDriver: systemd\nclusterDNS:\n- 10.96.0.10\nclusterDomain: cluster.local\n\
+         cpuManagerReconcilePeriod: 0s\ncrashLoopBackOff: {}\nevictionPressureTransitionPeriod: 0s\n\
+         fileCheckFrequency: 0s\nhealthzBindAddress: 127.0.0.1\nhealthzPort: 10248\nhttpCheckFrequency: 0s\n\
+         imageMaximumGCAge: 0s\nimageMinimumGCAge: 0s\nlogging: {flushFrequency: 0, options: {json: {infoBufferSize: \"0\"}}, verbosity: 0}\n\
+         memorySwap: {}\nnodeStatusReportFrequency: 0s\nnodeStatusUpdateFrequency: 0s\nrotateCertificates: true\n\
+         runtimeRequestTimeout: 0s\nshutdownGracePeriod: 0s\nshutdownGracePeriodCriticalPods: 0s\n\
+         staticPodPath: /etc/kubernetes/manifests\nstreamingConnectionIdleTimeout: 0s\nsyncFrequency: 0s\nvolumeStatsAggPeriod: 0s\n",
+    )
+    .expect("valid");
+    assert_eq!(settings.cgroups.driver, CgroupDriver::Systemd);
+    assert_eq!(settings.dns.cluster_domain, "cluster.local");
+    // Zero stands for "not given" where the field is no pointer.
+    assert_eq!(settings.runtime.request_timeout, Duration::from_secs(120));
+    assert_eq!(settings.pods.sync_frequency, Duration::from_secs(60));
+    let unknown: Vec<_> = settings.warnings.iter().filter(|warning| warning.contains("unknown")).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn faults_name_file_line_field_and_mend() {
+    let cases = [
+        ("maxPods: many\n", "k.yaml:3:10: maxPods: invalid type: string \"many\", expected i32"),
+        ("maxPods: -1\n", "k.yaml:3:10: maxPods: is -1; it must be between 1 and 2147483647"),
+        ("syncFrequency: 10\n", "k.yaml:3:16: syncFrequency: invalid type: integer `10`, expected a string"),
+        (
+            "syncFrequency: 10d\n",
+            "k.yaml:3:16: syncFrequency: \"10d\" is not a duration; write it like 30s, 1m30s or 500ms",
+        ),
+        (
+            "cgroupDriver: cgroups\n",
+            "k.yaml:3:15: cgroupDriver: is \"cgroups\"; it must be one of systemd, cgroupfs",
+        ),
+        ("clusterDNS: [10.0.0.10, dns]\n", "k.yaml:3:13: clusterDNS: \"dns\" is not an IP address"),
+        ("cpuCFSQuotaPeriod: 2s\n", "k.yaml:3:20: cpuCFSQuotaPeriod: is 2s; it must be between 1ms and 1s"),
+        ("runOnce: true\n", "runOnce: is true"),
+        (
+            "serializeImagePulls: true\nmaxParallelImagePulls: 4\n",
+            "k.yaml:4:24: maxParallelImagePulls: is 4, which needs serializeImagePulls: false",
+        ),
+        ("containerRuntimeEndpoint: tcp://1.2.3.4:5\n", "it must be a unix socket"),
+        ("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n", "it must be between 1s and 300s"),
+        ("containerLogMaxSize: 10MB\n", "\"10MB\" is not a quantity"),
+        ("systemReserved: {cpu: lots}\n", "systemReserved: cpu: \"lots\" is not a quantity"),
+        ("systemReserved: {gpu: \"1\"}\n", "it must be one of cpu, memory"),
+        (
+            "cgroupsPerQOS: false\nenforceNodeAllocatable: [pods]\n",
+            "enforceNodeAllocatable: must be empty or [none]",
+        ),
+        ("logging: {format: xml}\n", "k.yaml:3:19: logging.format: is \"xml\"; it must be one of text, json"),
+        ("a: b: c\n", "k.yaml:3:"),
+        ("maxPods: 5\nmaxPods: 6\n", "k.yaml:4:1"),
+    ];
+    for (body, expected) in cases {
+        let error = with_kubelet(body).expect_err(body);
+        assert!(error.contains(expected), "{body:?} gave {error:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn all_broken_rules_are_told_at_once() {
+    let error = with_kubelet("maxPods: -1\ncgroupDriver: x\noomScoreAdj: 5000\n").expect_err("three faults");
+    for field in ["maxPods", "cgroupDriver", "oomScoreAdj"] {
+        assert!(error.contains(field), "{error}");
+    }
+}
+
+#[test]
+fn unknown_fields_and_settings_without_effect_are_warnings() {
+    let settings =
+        with_kubelet("maxPodz: 5\nmemorySwap: {swapBehaviour: x}\nevictionSoft: {}\n").expect("lenient");
+    let warned = |text: &str| settings.warnings.iter().any(|warning| warning.contains(text));
+    assert!(warned("k.yaml:3:10: maxPodz: unknown field; it is ignored"), "{:?}", settings.warnings);
+    assert!(warned("k.yaml:4:"), "{:?}", settings.warnings);
+    assert!(warned("memorySwap.swapBehaviour: unknown field"), "{:?}", settings.warnings);
+    assert!(warned("evictionSoft: has no effect in this version"), "{:?}", settings.warnings);
+}
+
+#[test]
+fn drop_ins_merge_in_order_and_flags_win() {
+    let files = [
+        ("k.yaml", format!("{KUBELET}maxPods: 50\nclusterDNS: [10.0.0.1]\nlogging: {{verbosity: 1, format: json}}\nsystemReserved: {{cpu: 1, memory: 1Gi}}\n").replace("cpu: 1,", "cpu: \"1\",")),
+        ("d/20-b.conf", format!("{KUBELET}maxPods: 70\nlogging: {{verbosity: 3}}\n")),
+        ("d/10-a.conf", format!("{KUBELET}maxPods: 60\nclusterDNS: [10.0.0.2]\npodLogsDir: /l\n")),
+        ("d/sub/30.conf", format!("{KUBELET}podLogsDir: ~\n")),
+        ("d/ignored.yaml", "not: [even yaml".to_owned()),
+    ];
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let line = format!("{ALONE} --config %/k.yaml --config-dir %/d");
+    let settings = load_with(&files, &line).expect("valid");
+    assert_eq!(settings.pods.max_pods, 70);
+    assert_eq!(settings.dns.cluster_dns, ["10.0.0.2".parse::<std::net::IpAddr>().expect("ip")]);
+    assert_eq!(settings.logging, LoggingSettings { format: LogFormat::Json, verbosity: 3 });
+    assert_eq!(settings.pods.pod_logs_dir, Path::new("/var/log/pods"));
+
+    let line = format!(
+        "{line} --max-pods 80 --cluster-dns=10.0.0.3,10.0.0.4 --cgroups-per-qos=false --system-reserved cpu=200m -v 5"
+    );
+    let settings = load_with(&files, &line).expect("valid");
+    assert_eq!(settings.pods.max_pods, 80);
+    assert_eq!(settings.dns.cluster_dns.len(), 2);
+    assert_eq!(settings.logging.verbosity, 5);
+    assert!(!settings.cgroups.per_qos);
+    assert_eq!(
+        settings.node.reserved_millis,
+        [("cpu".to_owned(), 200)].into(),
+        "a flag replaces the file's map"
+    );
+}
+
+#[test]
+fn faults_in_drop_ins_and_flags_name_their_own_place() {
+    let good = format!("{KUBELET}maxPods: 50\n");
+    let bad = format!("{KUBELET}\nmaxPods: no\n");
+    let headless = "maxPods: 1\n";
+    type Files<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Files<'_>, &str, &str); 7] = [
+        (
+            &[("k.yaml", &good), ("d/1.conf", &bad)],
+            "--config %/k.yaml --config-dir %/d",
+            "d/1.conf:4:10: maxPods: ",
+        ),
+        (&[("k.yaml", headless)], "--config %/k.yaml", "kind is missing; it must be KubeletConfiguration"),
+        (&[("k.yaml", PROXY)], "--config %/k.yaml", "k.yaml:2:7: kind is KubeProxyConfiguration"),
+        (&[("k.yaml", "")], "--config %/k.yaml", "holds 0 documents"),
+        (&[], "--config %/absent.yaml", "cannot read configuration absent.yaml"),
+        (&[], "--max-pods few", "--max-pods: \"few\" is not a whole number"),
+        (&[], "--max-pods=-3", "flag --max-pods: maxPods: is -3"),
+    ];
+    for (files, line, expected) in cases {
+        let error = load_with(files, &format!("{ALONE} {line}")).expect_err(line);
+        assert!(error.contains(expected), "{line:?} gave {error:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn flags_reach_an_existing_field_of_the_right_type() {
+    for flag in FLAGS {
+        let text = match flag.form {
+            Form::Text => "x",
+            Form::Bool => "true",
+            Form::Int => "1",
+            Form::List => "a,b",
+            Form::Map => "cpu=1",
+            Form::Gates => "A=true",
+            Form::Thresholds => "memory.available<1Gi",
+            Form::Taints => "k=v:NoSchedule,only:NoExecute",
+            Form::Headers => "Name:value",
+        };
+        let duration = ["frequency", "period", "timeout", "ttl", "age", "flush"];
+        let text = if flag.form == Form::Text && duration.iter().any(|word| flag.name.contains(word)) {
+            "7s"
+        } else {
+            text
+        };
+        let json = flags::field_value(flag.form, &[text.to_owned()]).expect(flag.name);
+        let mut tree = empty_tree("t");
+        let unknown = match flag.target {
+            Target::Kubelet(path) => {
+                set_at(&mut tree, path, Node::from_json(&Place::whole("f"), json), false);
+                document::read::<kubelet::KubeletConfiguration>(&tree).map(|reading| reading.unknown)
+            }
+            Target::Proxy(path) => {
+                set_at(&mut tree, path, Node::from_json(&Place::whole("f"), json), false);
+                document::read::<proxy::KubeProxyConfiguration>(&tree).map(|reading| reading.unknown)
+            }
+            Target::Nothing => continue,
+        };
+        assert_eq!(unknown, Ok(Vec::new()), "--{}", flag.name);
+    }
+}
+
+#[test]
+fn proxy_files_are_read_and_checked() {
+    let settings = with_proxy(
+        "mode: ipvs\nipvs: {scheduler: wlc, strictARP: true, tcpTimeout: 15m, excludeCIDRs: [10.1.0.0/16]}\nclusterCIDR: 10.244.0.0/16,fd00::/48\nnodePortAddresses: [192.168.0.0/16]\n",
+    )
+    .expect("valid");
+    let dataplane = &settings.dataplane;
+    assert_eq!((dataplane.mode, dataplane.ipvs.scheduler.as_str()), (DataplaneMode::Ipvs, "wlc"));
+    assert_eq!(dataplane.ipvs.tcp_timeout, Duration::from_secs(900));
+    assert!(matches!(&dataplane.detect_local, DetectLocal::ClusterCidr(networks) if networks.len() == 2));
+    assert!(matches!(&dataplane.node_ports, NodePortAddresses::Within(networks) if networks.len() == 1));
+
+    let cases = [
+        ("mode: userspace\n", "p.yaml:3:7: mode: is \"userspace\"; it must be one of"),
+        ("ipvs: {scheduler: best}\n", "ipvs.scheduler: is \"best\""),
+        ("clusterCIDR: 10.0.0.0/33\n", "clusterCIDR: \"10.0.0.0/33\" is not a network"),
+        ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8\n", "give one network, or one per family"),
+        ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "must stand alone"),
+        ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface: is \"\""),
+        ("nftables: {masqueradeBit: 32}\n", "nftables.masqueradeBit: is 32; it must be between 0 and 31"),
+    ];
+    for (body, expected) in cases {
+        let error = with_proxy(body).expect_err(body);
+        assert!(error.contains(expected), "{body:?} gave {error:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn the_command_line_says_what_is_missing() {
+    let cases = [
+        ("", "give --standalone --manifests DIR"),
+        ("--standalone", "give --manifests DIR"),
+        ("--kubeconfig /k", "start with --standalone"),
+        ("--standalone --manifests /m --roles pods", "\"pods\" is no role"),
+        ("--standalone --manifests /m --node-ip 1.2.3.4,5.6.7.8", "one per family"),
+        ("--standalone --manifests /m --node-ip host", "\"host\" is not an IP address"),
+        ("--standalone --manifests /m --root-dir here", "it must be an absolute path"),
+    ];
+    for (line, expected) in cases {
+        let error = load_with(&[], line).expect_err(line);
+        assert!(error.contains(expected), "{line:?} gave {error:?}, not {expected:?}");
+    }
+    let settings = load_with(&[], "--standalone --roles proxy").expect("a proxy needs no pods");
+    assert_eq!(settings.roles, Roles { node: false, proxy: true });
+    let settings = load_with(&[], &format!("{ALONE} --pod-infra-container-image pause:3"))
+        .expect("old unit files start");
+    assert_eq!(settings.warnings, ["flag --pod-infra-container-image has no effect"]);
+}
