@@ -4,5 +4,8 @@
 pub mod admin;
 pub mod config;
 pub mod document;
+pub mod journal;
+pub mod metrics;
+pub mod pods;
 pub mod text;
 pub mod volumes;

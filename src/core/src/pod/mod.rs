@@ -11,6 +11,7 @@ pub mod env;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod known;
 pub mod lifecycle;
 pub mod local;
 pub mod observed;

@@ -1,0 +1,178 @@
+//! What pods may have left on this node, written down before it is made: pod folders and cgroups by
+//! pod. After a crash at any point the next start knows what to clean up, also where neither the
+//! runtime nor a source remembers the pod.
+//!
+//! Lines of JSON, only appended to, compacted at start. Not synced to disk: a killed daemon loses
+//! nothing that was written, and a power loss takes mounts and cgroups with it; folders are found by
+//! looking. A torn last line is ignored.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use longshore_core::ids::{PodKey, PodUid};
+use serde::{Deserialize, Serialize};
+
+/// What one pod may have left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leftover {
+    pub key: PodKey,
+    /// Path of the pod's cgroup below the cgroup root; `None` where it has none.
+    pub cgroup: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    May { uid: PodUid, left: Leftover },
+    Nothing { uid: PodUid },
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{action} the journal {path}")]
+pub struct JournalError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: File,
+    left: BTreeMap<PodUid, Leftover>,
+}
+
+impl Journal {
+    /// Reads what an earlier run wrote and goes on in a compacted file.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let failed = |action| move |source| JournalError { action, path: path.to_path_buf(), source };
+        let left = match std::fs::read_to_string(path) {
+            Ok(text) => replay(&text),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(e) => return Err(failed("read")(e)),
+        };
+        let fresh = path.with_extension("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)
+            .map_err(failed("write"))?;
+        for (uid, leftover) in &left {
+            append(&mut file, &Line::May { uid: uid.clone(), left: leftover.clone() })
+                .map_err(failed("write"))?;
+        }
+        std::fs::rename(&fresh, path).map_err(failed("replace"))?;
+        Ok(Self { path: path.to_path_buf(), state: Mutex::new(State { file, left }) })
+    }
+
+    /// To be called before the first thing is made. Writes only what is news.
+    pub fn may_leave(&self, uid: &PodUid, leftover: &Leftover) -> Result<(), JournalError> {
+        let mut state = self.lock();
+        if state.left.get(uid) == Some(leftover) {
+            return Ok(());
+        }
+        self.append(&mut state, &Line::May { uid: uid.clone(), left: leftover.clone() })?;
+        state.left.insert(uid.clone(), leftover.clone());
+        Ok(())
+    }
+
+    /// To be called once nothing of the pod is left.
+    pub fn left_nothing(&self, uid: &PodUid) -> Result<(), JournalError> {
+        let mut state = self.lock();
+        if state.left.remove(uid).is_none() {
+            return Ok(());
+        }
+        self.append(&mut state, &Line::Nothing { uid: uid.clone() })
+    }
+
+    /// Every pod that may have left something.
+    pub fn leftovers(&self) -> BTreeMap<PodUid, Leftover> {
+        self.lock().left.clone()
+    }
+
+    fn append(&self, state: &mut State, line: &Line) -> Result<(), JournalError> {
+        append(&mut state.file, line).map_err(|source| JournalError {
+            action: "append to",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn append(file: &mut File, line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    file.write_all(&text)
+}
+
+fn replay(text: &str) -> BTreeMap<PodUid, Leftover> {
+    let mut left = BTreeMap::new();
+    for line in text.lines() {
+        match serde_json::from_str(line) {
+            Ok(Line::May { uid, left: leftover }) => {
+                left.insert(uid, leftover);
+            }
+            Ok(Line::Nothing { uid }) => {
+                left.remove(&uid);
+            }
+            Err(error) => tracing::warn!(%error, "a line of the journal is not readable and is skipped"),
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leftover(name: &str, cgroup: Option<&str>) -> Leftover {
+        Leftover { key: PodKey::new("default", name), cgroup: cgroup.map(str::to_owned) }
+    }
+
+    #[test]
+    fn what_was_not_taken_back_is_there_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = Journal::open(&path).unwrap();
+        journal.may_leave(&"a".into(), &leftover("a", None)).unwrap();
+        journal.may_leave(&"a".into(), &leftover("a", Some("/kubepods/poda"))).unwrap();
+        journal.may_leave(&"b".into(), &leftover("b", None)).unwrap();
+        journal.left_nothing(&"b".into()).unwrap();
+        drop(journal);
+        // The crash came in the middle of a line.
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"may\":{\"uid\":\"c").unwrap();
+        let journal = Journal::open(&path).unwrap();
+        let wanted = BTreeMap::from([(PodUid::from("a"), leftover("a", Some("/kubepods/poda")))]);
+        assert_eq!(journal.leftovers(), wanted);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "compacted");
+    }
+
+    #[test]
+    fn the_same_news_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = Journal::open(&path).unwrap();
+        for _ in 0..3 {
+            journal.may_leave(&"a".into(), &leftover("a", None)).unwrap();
+            journal.left_nothing(&"other".into()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+    }
+}

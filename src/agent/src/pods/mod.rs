@@ -1,0 +1,288 @@
+//! All pods of this node: one worker per pod uid, what wakes it, and who comes after whom where two
+//! lives of a pod share a name. Here is only the routing; a worker's loop is in `worker.rs`.
+
+mod clock;
+mod events;
+mod fold;
+mod gate;
+mod inbox;
+mod records;
+mod steps;
+mod view;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use longshore_core::ids::{ContainerId, PodKey, PodUid};
+use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::known::KnownPod;
+use longshore_core::pod::lifecycle::Lifecycle;
+use longshore_core::pod::local::{LocalState, ProbeResult};
+use longshore_core::pod::observed::ObservedPod;
+use longshore_core::pod::snapshot::{
+    NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
+};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::journal::Journal;
+use crate::metrics::PodMetrics;
+pub use clock::Clock;
+pub use events::is_ready;
+pub use gate::StartGate;
+use inbox::{Inbox, Reading};
+pub use records::{PodRecord, Records};
+pub use steps::{Execute, StepJob, StepReport};
+pub use view::PodsView;
+use worker::{Birth, Worker};
+
+/// The ConfigMaps and Secrets of this node's sources.
+pub trait Objects: Send + Sync + std::fmt::Debug {
+    /// Those the pod names and that exist.
+    fn referenced(&self, pod: &Pod) -> ReferencedObjects;
+    /// Counts changes of any object.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// Runs probes. Verdicts come back through [`Pods::verdict`].
+pub trait Probing: Send + Sync + std::fmt::Debug {
+    /// These probes, and no others, run for the pod from now on.
+    fn want(&self, pod: &DesiredPod, probes: Vec<ProbeTarget>);
+}
+
+/// The pure decisions; functions of `longshore_core` in production.
+#[derive(Clone, Copy, Debug)]
+pub struct Planner {
+    pub plan: fn(&PodSnapshot<'_>) -> Plan,
+    pub status: fn(&PodSnapshot<'_>, &Plan) -> PodStatus,
+}
+
+/// What every worker needs.
+#[derive(Debug)]
+pub struct Deps {
+    pub clock: Clock,
+    pub planner: Planner,
+    pub executor: Arc<dyn Execute>,
+    pub objects: Arc<dyn Objects>,
+    pub probes: Arc<dyn Probing>,
+    pub node: watch::Receiver<Arc<NodeContext>>,
+    pub view: PodsView,
+    pub records: Records,
+    pub journal: Arc<Journal>,
+    pub metrics: PodMetrics,
+}
+
+/// Handle on all workers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Pods {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    deps: Arc<Deps>,
+    tasks: TaskTracker,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    workers: HashMap<PodUid, Arc<Inbox>>,
+    /// Lives of one name in the order they came; only the first may do anything.
+    lives: BTreeMap<PodKey, Vec<PodUid>>,
+    /// Known from the runtime or a record, and no source has said anything about it yet.
+    unclaimed: HashMap<PodUid, ObservedPod>,
+    records: HashMap<PodUid, PodRecord>,
+    /// Pods seen so far; orders starts.
+    born: u64,
+}
+
+impl Pods {
+    pub fn new(deps: Deps) -> Self {
+        let inner = Inner { deps: Arc::new(deps), tasks: TaskTracker::new(), state: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What was found at start: the runtime's pods and the records of an earlier run. To be called
+    /// once, before the first [`Pods::desire`].
+    pub fn found(&self, running: Vec<ObservedPod>, records: HashMap<PodUid, PodRecord>) {
+        let mut state = self.lock();
+        for pod in running {
+            // Its name is taken until it is known whether a source still wants it.
+            state.lives.entry(pod.key.clone()).or_default().push(pod.uid.clone());
+            state.unclaimed.insert(pod.uid.clone(), pod);
+        }
+        state.records = records;
+    }
+
+    /// A source wants this of a pod; the newest wish wins.
+    pub fn desire(&self, desired: DesiredPod) {
+        let mut state = self.lock();
+        if let Some(inbox) = state.workers.get(&desired.uid) {
+            inbox.desire(desired);
+            return;
+        }
+        self.start(&mut state, desired);
+    }
+
+    /// News from the runtime about one pod, all of it.
+    pub fn observe(&self, pod: ObservedPod) {
+        self.read(Reading { pod, audit: false });
+    }
+
+    /// Everything the runtime has, from a listing; pods it lacks are told so.
+    pub fn audit(&self, pods: Vec<ObservedPod>, at: jiff::Timestamp) {
+        let mut listed: HashMap<_, _> = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let views = self.inner.deps.view.list();
+        for view in views {
+            let pod = listed.remove(&view.uid).unwrap_or_else(|| ObservedPod {
+                uid: view.uid.clone(),
+                key: view.key.clone(),
+                sandboxes: Vec::new(),
+                containers: Vec::new(),
+                observed_at: at,
+            });
+            self.read(Reading { pod, audit: true });
+        }
+        for pod in listed.into_values() {
+            self.read(Reading { pod, audit: true });
+        }
+    }
+
+    /// A probe's verdict changed.
+    pub fn verdict(&self, uid: &PodUid, id: ContainerId, kind: ProbeKind, result: ProbeResult) {
+        if let Some(inbox) = self.lock().workers.get(uid) {
+            inbox.verdict(id, kind, result);
+        }
+    }
+
+    /// What the runtime or a record knows and no source wants, now that every source has been heard
+    /// once. Each is left to the caller to be ended by [`Pods::desire`].
+    pub fn take_unclaimed(&self) -> Vec<(ObservedPod, Option<PodRecord>)> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut unclaimed: Vec<_> = std::mem::take(&mut state.unclaimed)
+            .into_values()
+            .map(|pod| {
+                let record = state.records.remove(&pod.uid);
+                (pod, record)
+            })
+            .collect();
+        for (_, record) in state.records.drain() {
+            let pod = KnownPod::new(record.key.clone(), record.uid.clone(), record.seen_at).pod().clone();
+            unclaimed.push((pod, Some(record)));
+        }
+        // They stay unclaimed until the wish to end them comes in, which finds what is known here.
+        for (pod, record) in &unclaimed {
+            state.unclaimed.insert(pod.uid.clone(), pod.clone());
+            if let Some(record) = record {
+                state.records.insert(record.uid.clone(), record.clone());
+            }
+        }
+        unclaimed
+    }
+
+    /// The read handle on all pods.
+    pub fn view(&self) -> PodsView {
+        self.inner.deps.view.clone()
+    }
+
+    /// Ends no pod; the workers just stop when the runtime does. For tests and a clean shutdown.
+    pub fn workers(&self) -> usize {
+        self.lock().workers.len()
+    }
+
+    fn read(&self, reading: Reading) {
+        let mut state = self.lock();
+        match state.workers.get(&reading.pod.uid) {
+            Some(inbox) => inbox.read(reading),
+            None if reading.pod.sandboxes.is_empty() && reading.pod.containers.is_empty() => {}
+            None => {
+                state.unclaimed.insert(reading.pod.uid.clone(), reading.pod);
+            }
+        }
+    }
+
+    fn start(&self, state: &mut State, mut desired: DesiredPod) {
+        let deps = &self.inner.deps;
+        let uid = desired.uid.clone();
+        let observed = state.unclaimed.remove(&uid);
+        let record = state.records.remove(&uid);
+        let mut known = KnownPod::new(desired.key.clone(), uid.clone(), deps.clock.now());
+        let adopted = observed.is_some();
+        if let Some(observed) = observed {
+            known.absorb(observed);
+        }
+        if let Some(record) = &record {
+            desired.seen_at = record.seen_at;
+            desired.deletion = fold::deletion(record.deletion.as_ref(), desired.deletion);
+        }
+        let lives = state.lives.entry(desired.key.clone()).or_default();
+        if !lives.contains(&uid) {
+            lives.push(uid.clone());
+        }
+        let lifecycle = match (lives.first(), &record) {
+            (Some(first), _) if *first != uid => Lifecycle::Queued { behind: first.clone() },
+            (_, Some(record)) if !matches!(record.lifecycle, Lifecycle::Queued { .. }) => {
+                record.lifecycle.clone()
+            }
+            _ => Lifecycle::Syncing,
+        };
+        state.born += 1;
+        let (local, prior) = match record {
+            Some(record) => (record.local(), record.status),
+            None => (LocalState::default(), None),
+        };
+        tracing::info!(pod = %desired.key, %uid, adopted, source = ?desired.source, "pod taken on");
+        deps.view.event(
+            &uid,
+            deps.clock.now(),
+            if adopted { "adopted" } else { "seen" }.into(),
+            String::new(),
+        );
+        let birth = Birth { desired, lifecycle, known, local, prior, order: state.born };
+        let inbox = Arc::new(Inbox::default());
+        state.workers.insert(uid.clone(), inbox.clone());
+        let key = birth.desired.key.clone();
+        let worker = Worker::new(deps.clone(), inbox, birth);
+        let pods = self.clone();
+        self.inner.tasks.spawn(async move {
+            worker.run().await;
+            pods.ended(&key, &uid);
+        });
+    }
+
+    /// Nothing of this life is left: forget it and let the next one of its name begin.
+    fn ended(&self, key: &PodKey, uid: &PodUid) {
+        let deps = &self.inner.deps;
+        if let Err(error) = deps.journal.left_nothing(uid) {
+            tracing::error!(error = crate::text::error_chain(&error), pod = %key, %uid, "journal");
+        }
+        deps.records.forget(uid);
+        deps.view.forget(uid);
+        let mut state = self.lock();
+        state.workers.remove(uid);
+        let Some(lives) = state.lives.get_mut(key) else { return };
+        lives.retain(|life| life != uid);
+        let next = lives.first().cloned();
+        match next {
+            None => {
+                state.lives.remove(key);
+            }
+            Some(next) => {
+                if let Some(inbox) = state.workers.get(&next) {
+                    inbox.unblock();
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

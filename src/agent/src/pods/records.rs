@@ -1,0 +1,187 @@
+//! One small file per pod with what neither the runtime nor the sources remember: probe verdicts,
+//! hooks done, crash back-off, the last status, how far the pod's life has got. A restart of the
+//! daemon reads them; losing them costs a probe period, never a container.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use longshore_core::ids::{ContainerId, ContainerName, PodKey, PodUid};
+use longshore_core::pod::desired::{Deletion, DesiredPod, PodSource};
+use longshore_core::pod::lifecycle::Lifecycle;
+use longshore_core::pod::local::{CrashBackoff, HookState, LocalState, ProbeResults};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::volumes::{Dir, VolumeError};
+
+/// Written as `<uid>.json`. Fields are only ever added.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRecord {
+    pub key: PodKey,
+    pub uid: PodUid,
+    pub source: PodSource,
+    pub pod: Arc<Pod>,
+    pub seen_at: Timestamp,
+    pub deletion: Option<Deletion>,
+    pub lifecycle: Lifecycle,
+    pub status: Option<PodStatus>,
+    #[serde(default)]
+    pub probes: BTreeMap<ContainerId, ProbeResults>,
+    #[serde(default)]
+    pub post_start: BTreeMap<ContainerId, HookState>,
+    #[serde(default)]
+    pub backoff: BTreeMap<ContainerName, CrashBackoff>,
+}
+
+impl PodRecord {
+    pub(super) fn of(
+        desired: &DesiredPod,
+        lifecycle: &Lifecycle,
+        status: Option<&PodStatus>,
+        local: &LocalState,
+    ) -> Self {
+        Self {
+            key: desired.key.clone(),
+            uid: desired.uid.clone(),
+            source: desired.source.clone(),
+            pod: desired.pod.clone(),
+            seen_at: desired.seen_at,
+            deletion: desired.deletion.clone(),
+            lifecycle: lifecycle.clone(),
+            status: status.cloned(),
+            probes: local.probes.clone(),
+            post_start: local.post_start.clone(),
+            backoff: local.backoff.clone(),
+        }
+    }
+
+    /// The local state an adopted pod starts with. Everything else is found again by doing
+    /// idempotent steps.
+    pub fn local(&self) -> LocalState {
+        LocalState {
+            probes: self.probes.clone(),
+            post_start: self.post_start.clone(),
+            backoff: self.backoff.clone(),
+            ..LocalState::default()
+        }
+    }
+
+    /// The pod as it was wanted when the record was written.
+    pub fn desired(&self) -> DesiredPod {
+        DesiredPod {
+            key: self.key.clone(),
+            uid: self.uid.clone(),
+            pod: self.pod.clone(),
+            source: self.source.clone(),
+            seen_at: self.seen_at,
+            deletion: self.deletion.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Change {
+    Save(Box<PodRecord>),
+    Forget,
+}
+
+/// Handle on the records. Saving never waits: the newest record of a pod wins, one writer writes.
+#[derive(Clone, Debug)]
+pub struct Records {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    pending: Mutex<HashMap<PodUid, Change>>,
+    wake: Notify,
+}
+
+impl Records {
+    /// Records below `folder`, which exists.
+    pub fn new(folder: PathBuf) -> Self {
+        let inner = Inner { folder, pending: Mutex::default(), wake: Notify::new() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// All records that can be read. One that cannot is reported and skipped: what it held is
+    /// found again or done again.
+    pub fn load(&self) -> Result<HashMap<PodUid, PodRecord>, VolumeError> {
+        let dir = Dir::open(&self.inner.folder)?;
+        let mut records = HashMap::new();
+        for name in dir.names()? {
+            if !name.ends_with(".json") {
+                continue;
+            }
+            let data = dir.read(&name)?.unwrap_or_default();
+            match serde_json::from_slice::<PodRecord>(&data) {
+                Ok(record) => {
+                    records.insert(record.uid.clone(), record);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, file = name, "a pod's record is not readable and is skipped")
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    pub fn save(&self, record: PodRecord) {
+        self.put(record.uid.clone(), Change::Save(Box::new(record)));
+    }
+
+    pub fn forget(&self, uid: &PodUid) {
+        self.put(uid.clone(), Change::Forget);
+    }
+
+    fn put(&self, uid: PodUid, change: Change) {
+        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, change);
+        self.inner.wake.notify_one();
+    }
+
+    /// Writes what comes in, until it is dropped.
+    pub async fn write_all(self) {
+        loop {
+            self.inner.wake.notified().await;
+            self.flush().await;
+        }
+    }
+
+    /// Writes what is pending now. Called once more when the daemon ends.
+    pub async fn flush(&self) {
+        let changes = std::mem::take(&mut *self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        if changes.is_empty() {
+            return;
+        }
+        let folder = self.inner.folder.clone();
+        let written = tokio::task::spawn_blocking(move || write(&folder, changes)).await;
+        if let Ok(Err(error)) = written {
+            tracing::error!(error = crate::text::error_chain(&error), "pod records could not be written");
+        }
+    }
+}
+
+fn write(folder: &Path, changes: HashMap<PodUid, Change>) -> Result<(), VolumeError> {
+    let dir = Dir::open(folder)?;
+    let mut first_error = None;
+    for (uid, change) in changes {
+        let name = format!("{uid}.json");
+        let result = match change {
+            Change::Forget => dir.remove_file(&name),
+            Change::Save(record) => match serde_json::to_vec(&*record) {
+                Ok(data) => dir.replace(&name, &data, 0o600),
+                Err(error) => {
+                    Err(VolumeError::Io { action: "encode", path: folder.join(&name), source: error.into() })
+                }
+            },
+        };
+        if let Err(error) = result {
+            first_error.get_or_insert(error);
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}

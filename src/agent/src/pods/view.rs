@@ -1,0 +1,153 @@
+//! The published state of all pods, for everyone who only reads: admin socket, dataplane, status,
+//! probes. Workers write here; nothing here decides, and no reader can hold a worker up.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use longshore_core::ids::{PodKey, PodUid};
+use longshore_core::pod::lifecycle::Lifecycle;
+use longshore_core::wire::{PodView, TimelineEntry, TimelineOutcome};
+use tokio::sync::watch;
+
+/// Entries kept per pod: about three starts of a pod with several containers.
+const TIMELINE_LENGTH: usize = 128;
+
+/// Read handle on all pods of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PodsView {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pods: Mutex<BTreeMap<PodUid, Entry>>,
+    /// Counts changes of any pod's status or lifecycle.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    view: Option<Arc<PodView>>,
+    timeline: VecDeque<TimelineEntry>,
+}
+
+impl Default for PodsView {
+    fn default() -> Self {
+        let inner = Inner { pods: Mutex::default(), changes: watch::channel(0).0 };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl PodsView {
+    /// All pods, ordered by uid.
+    pub fn list(&self) -> Vec<Arc<PodView>> {
+        self.pods().values().filter_map(|entry| entry.view.clone()).collect()
+    }
+
+    pub fn by_uid(&self, uid: &PodUid) -> Option<Arc<PodView>> {
+        self.pods().get(uid)?.view.clone()
+    }
+
+    /// The life of a pod that a person means by its name: the one that runs before one that is
+    /// queued behind it, and either before one that has ended.
+    pub fn get(&self, key: &PodKey) -> Option<Arc<PodView>> {
+        let order = |view: &Arc<PodView>| match view.lifecycle {
+            Lifecycle::Syncing | Lifecycle::Terminating { .. } => 0,
+            Lifecycle::Terminated { .. } => 1,
+            Lifecycle::Queued { .. } => 2,
+            Lifecycle::Released { .. } => 3,
+        };
+        self.list().into_iter().filter(|view| view.key == *key).min_by_key(order)
+    }
+
+    /// Steps and events of one life of a pod, oldest first.
+    pub fn timeline(&self, uid: &PodUid) -> Option<Vec<TimelineEntry>> {
+        self.pods().get(uid).map(|entry| entry.timeline.iter().cloned().collect())
+    }
+
+    /// Resolves when any pod's status or lifecycle changed since this receiver last looked.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Replaces a pod's view; readers are woken where something they can act on differs.
+    pub(super) fn publish(&self, view: PodView) {
+        let view = Arc::new(view);
+        let news = {
+            let mut pods = self.pods();
+            let entry = pods.entry(view.uid.clone()).or_default();
+            let old = entry.view.replace(view.clone());
+            old.is_none_or(|old| old.status != view.status || old.lifecycle != view.lifecycle)
+        };
+        if news {
+            self.bump();
+        }
+    }
+
+    /// Forgets a pod that left nothing behind.
+    pub(super) fn forget(&self, uid: &PodUid) {
+        if self.pods().remove(uid).is_some() {
+            self.bump();
+        }
+    }
+
+    /// A step began; its entry is completed by [`PodsView::ended`].
+    pub(super) fn began(&self, uid: &PodUid, at: Timestamp, what: String) {
+        self.note(
+            uid,
+            TimelineEntry {
+                at,
+                took_ms: None,
+                what,
+                outcome: TimelineOutcome::Running,
+                detail: String::new(),
+            },
+        );
+    }
+
+    /// The newest running entry of this name ended.
+    pub(super) fn ended(
+        &self,
+        uid: &PodUid,
+        what: &str,
+        took_ms: u64,
+        outcome: TimelineOutcome,
+        detail: String,
+    ) {
+        if let Some(entry) = self.pods().get_mut(uid)
+            && let Some(line) = entry
+                .timeline
+                .iter_mut()
+                .rev()
+                .find(|line| line.outcome == TimelineOutcome::Running && line.what == what)
+        {
+            line.took_ms = Some(took_ms);
+            line.outcome = outcome;
+            line.detail = detail;
+        }
+    }
+
+    /// An instant worth a line.
+    pub(super) fn event(&self, uid: &PodUid, at: Timestamp, what: String, detail: String) {
+        self.note(uid, TimelineEntry { at, took_ms: None, what, outcome: TimelineOutcome::Event, detail });
+    }
+
+    fn note(&self, uid: &PodUid, line: TimelineEntry) {
+        let mut pods = self.pods();
+        let timeline = &mut pods.entry(uid.clone()).or_default().timeline;
+        if timeline.len() >= TIMELINE_LENGTH {
+            timeline.pop_front();
+        }
+        timeline.push_back(line);
+    }
+
+    fn bump(&self) {
+        self.inner.changes.send_modify(|count| *count += 1);
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
+        // A panic cannot leave the map half changed: every writer replaces whole values.
+        self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

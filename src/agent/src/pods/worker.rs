@@ -1,0 +1,374 @@
+//! One pod's worker: the only writer of what is known of its pod. It wakes on news, takes a
+//! snapshot, asks `core` for the plan, starts and cancels steps, folds in what came of them and
+//! publishes. It decides nothing itself, and a panic in it costs one turn.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::PodStatus;
+use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::known::KnownPod;
+use longshore_core::pod::lifecycle::Lifecycle;
+use longshore_core::pod::local::LocalState;
+use longshore_core::pod::snapshot::{
+    NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
+};
+use longshore_core::pod::step::{Step, StepKey, StepOutcome};
+use longshore_core::wire::{PodView, TimelineOutcome};
+use tokio::sync::watch;
+
+use super::clock::millis_between;
+use super::events;
+use super::inbox::{Inbox, Mail};
+use super::records::PodRecord;
+use super::steps::{Ended, StepJob, Steps};
+use super::{Deps, fold};
+
+/// Lifecycles a pod can go through in one turn without waiting for anything.
+const ROUNDS: usize = 6;
+/// First pause after a panic; doubles up to [`PANIC_PAUSE_MAX`].
+const PANIC_PAUSE: SignedDuration = SignedDuration::from_secs(1);
+const PANIC_PAUSE_MAX: SignedDuration = SignedDuration::from_secs(60);
+/// The same step done this often within [`SPIN_WINDOW`] and wanted again is held back: its effect
+/// is not to be seen in the runtime, and doing it faster will not change that.
+const SPIN_LIMIT: u32 = 4;
+const SPIN_WINDOW: SignedDuration = SignedDuration::from_secs(10);
+
+/// What a worker starts from.
+#[derive(Debug)]
+pub(super) struct Birth {
+    pub desired: DesiredPod,
+    pub lifecycle: Lifecycle,
+    pub known: KnownPod,
+    pub local: LocalState,
+    pub prior: Option<PodStatus>,
+    /// Orders this pod's starts among all pods'.
+    pub order: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    deps: Arc<Deps>,
+    inbox: Arc<Inbox>,
+    desired: Arc<DesiredPod>,
+    lifecycle: Lifecycle,
+    known: KnownPod,
+    local: LocalState,
+    prior: Option<PodStatus>,
+    order: u64,
+    objects: ReferencedObjects,
+    steps: Steps,
+    node: watch::Receiver<Arc<NodeContext>>,
+    object_changes: watch::Receiver<u64>,
+    probes: Vec<ProbeTarget>,
+    wake_at: Option<Timestamp>,
+    /// How often each step was done lately, and since when that is counted.
+    done_lately: HashMap<StepKey, (u32, Timestamp)>,
+    panics_in_a_row: u32,
+    /// Something the record on disk carries has changed.
+    unsaved: bool,
+}
+
+impl Worker {
+    pub fn new(deps: Arc<Deps>, inbox: Arc<Inbox>, birth: Birth) -> Self {
+        let (node, object_changes) = (deps.node.clone(), deps.objects.changes());
+        let objects = deps.objects.referenced(&birth.desired.pod);
+        Self {
+            deps,
+            inbox,
+            desired: Arc::new(birth.desired),
+            lifecycle: birth.lifecycle,
+            known: birth.known,
+            local: birth.local,
+            prior: birth.prior,
+            order: birth.order,
+            objects,
+            steps: Steps::default(),
+            node,
+            object_changes,
+            probes: Vec::new(),
+            wake_at: None,
+            done_lately: HashMap::new(),
+            panics_in_a_row: 0,
+            unsaved: true,
+        }
+    }
+
+    /// Runs until nothing of the pod is left and no source wants it.
+    pub async fn run(mut self) {
+        loop {
+            let mail = self.inbox.take();
+            // The worker's own fields are plain values that a panic half way leaves usable: the next
+            // turn computes everything from them again.
+            let turn = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                self.read_mail(mail);
+                self.turn();
+            }));
+            match turn {
+                Ok(()) => self.panics_in_a_row = 0,
+                Err(_) => self.pause_after_panic(),
+            }
+            if self.is_over() {
+                break;
+            }
+            self.wait().await;
+        }
+        self.deps.probes.want(&self.desired, Vec::new());
+    }
+
+    /// Released, and its source has let go of it too: a finished pod stays to be looked at.
+    fn is_over(&self) -> bool {
+        matches!(self.lifecycle, Lifecycle::Released { .. })
+            && self.desired.deletion.is_some()
+            && self.steps.is_empty()
+    }
+
+    fn pause_after_panic(&mut self) {
+        self.panics_in_a_row += 1;
+        self.deps.metrics.worker_panics.inc();
+        let doublings = self.panics_in_a_row.min(7) - 1;
+        let pause = (PANIC_PAUSE * (1 << doublings)).min(PANIC_PAUSE_MAX);
+        self.wake_at = self.deps.clock.now().checked_add(pause).ok();
+        tracing::error!(pod = %self.desired.key, uid = %self.desired.uid, pause_s = pause.as_secs(),
+            "worker panicked; it tries again after a pause");
+    }
+
+    async fn wait(&mut self) {
+        let until = self.wake_at.map(|at| self.deps.clock.until(at).max(Duration::from_millis(1)));
+        let timer = async move {
+            match until {
+                Some(until) => tokio::time::sleep(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.inbox.arrived() => {}
+            ended = self.steps.next() => self.step_ended(ended),
+            Ok(()) = self.node.changed() => {}
+            Ok(()) = self.object_changes.changed() => {
+                self.objects = self.deps.objects.referenced(&self.desired.pod);
+            }
+            () = timer => {}
+        }
+    }
+
+    fn read_mail(&mut self, mail: Mail) {
+        if let Some(desired) = mail.desired {
+            self.desire(desired);
+        }
+        if let Some(reading) = mail.reading {
+            let news = self.absorb(reading.pod);
+            if news && reading.audit {
+                self.deps.metrics.audit_findings.inc();
+                tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, "the audit found a change no event told of");
+            }
+        }
+        for ((id, kind), result) in mail.verdicts {
+            let results = self.local.probes.entry(id).or_default();
+            let slot = match kind {
+                ProbeKind::Startup => &mut results.startup,
+                ProbeKind::Liveness => &mut results.liveness,
+                ProbeKind::Readiness => &mut results.readiness,
+            };
+            *slot = Some(result);
+            self.unsaved = true;
+        }
+        if mail.unblocked && matches!(self.lifecycle, Lifecycle::Queued { .. }) {
+            self.lifecycle = Lifecycle::Syncing;
+        }
+    }
+
+    /// Takes a newer wish. A deletion never goes away again, and its grace only shrinks.
+    fn desire(&mut self, mut desired: DesiredPod) {
+        desired.seen_at = self.desired.seen_at;
+        desired.deletion = fold::deletion(self.desired.deletion.as_ref(), desired.deletion);
+        if let Some(deletion) = &desired.deletion
+            && self.desired.deletion.is_none()
+        {
+            let why = format!("{:?}, {} s of grace", deletion.cause, deletion.grace_seconds);
+            self.deps.view.event(&desired.uid, self.deps.clock.now(), "asked to end".into(), why);
+        }
+        self.desired = Arc::new(desired);
+        self.objects = self.deps.objects.referenced(&self.desired.pod);
+        self.unsaved = true;
+    }
+
+    fn absorb(&mut self, reading: longshore_core::pod::observed::ObservedPod) -> bool {
+        let before = self.known.pod().clone();
+        let news = self.known.absorb(reading);
+        if news {
+            self.tell_changes(&before);
+        }
+        news
+    }
+
+    fn tell_changes(&self, before: &longshore_core::pod::observed::ObservedPod) {
+        for event in events::of_containers(before, self.known.pod()) {
+            tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, detail = %event.detail, "{}", event.what);
+            self.deps.view.event(&self.desired.uid, event.at, event.what, event.detail);
+        }
+    }
+
+    fn step_ended(&mut self, ended: Ended) {
+        let now = self.deps.clock.now();
+        let key = ended.step.key();
+        let began = self.local.in_flight.get(&key).copied().unwrap_or(now);
+        let took_ms = millis_between(began, now);
+        let outcome = ended.report.outcome;
+        let (result, detail) = fold::describe(&outcome, ended.report.waited);
+        self.deps.metrics.step_ended(key.kind, took_ms, result);
+        if ended.panicked {
+            self.deps.metrics.step_panics.inc();
+        }
+        match result {
+            TimelineOutcome::Failed => {
+                tracing::warn!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step failed")
+            }
+            _ => {
+                tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step done")
+            }
+        }
+        self.deps.view.ended(&self.desired.uid, &key.to_string(), took_ms, result, detail);
+        if let StepOutcome::Done(done) = &outcome {
+            let before = self.known.pod().clone();
+            self.known.apply(done, now);
+            self.tell_changes(&before);
+            let (count, since) = self.done_lately.entry(key).or_insert((0, now));
+            if now.duration_since(*since) > SPIN_WINDOW {
+                (*count, *since) = (0, now);
+            }
+            *count += 1;
+        }
+        self.unsaved |= matches!(ended.step, Step::PostStart { .. });
+        fold::record(&mut self.local, &ended.step, outcome, now);
+        if let Some(reading) = ended.report.reading {
+            self.absorb(reading);
+        }
+    }
+
+    fn turn(&mut self) {
+        let node = self.node.borrow_and_update().clone();
+        for _ in 0..ROUNDS {
+            let now = self.deps.clock.now();
+            let lifecycle = self.lifecycle.clone();
+            let snapshot = PodSnapshot {
+                now,
+                desired: &self.desired,
+                lifecycle: &lifecycle,
+                observed: self.known.pod(),
+                local: &self.local,
+                node: &node,
+                objects: &self.objects,
+                prior: self.prior.as_ref(),
+            };
+            let plan = (self.deps.planner.plan)(&snapshot);
+            let status = (self.deps.planner.status)(&snapshot, &plan);
+            self.carry_out(&plan, &node, now);
+            let moved = plan.lifecycle != self.lifecycle;
+            self.publish(plan, status, now);
+            if !moved {
+                break;
+            }
+        }
+        if self.unsaved {
+            self.save();
+        }
+    }
+
+    fn carry_out(&mut self, plan: &Plan, node: &Arc<NodeContext>, now: Timestamp) {
+        self.wake_at = plan.wake_at;
+        for key in &plan.cancel {
+            self.steps.cancel(key);
+        }
+        let wanted: Vec<_> = plan
+            .steps
+            .iter()
+            .filter(|step| !self.local.in_flight.contains_key(&step.key()))
+            .cloned()
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let observed = Arc::new(self.known.pod().clone());
+        for step in wanted {
+            let key = step.key();
+            if let Some(held_until) = self.held_until(&key, now) {
+                self.wake_at = Some(self.wake_at.map_or(held_until, |at| at.min(held_until)));
+                continue;
+            }
+            self.local.in_flight.insert(key.clone(), now);
+            self.deps.view.began(&self.desired.uid, now, key.to_string());
+            let job = StepJob {
+                step,
+                desired: self.desired.clone(),
+                node: node.clone(),
+                observed: observed.clone(),
+                order: self.order,
+            };
+            self.steps.start(self.deps.executor.clone(), job);
+        }
+    }
+
+    /// Until when a step that keeps being done without effect has to wait.
+    fn held_until(&self, key: &StepKey, now: Timestamp) -> Option<Timestamp> {
+        let (count, since) = self.done_lately.get(key)?;
+        let end = since.checked_add(SPIN_WINDOW).ok()?;
+        if *count < SPIN_LIMIT || end <= now {
+            return None;
+        }
+        self.deps.metrics.held_steps.inc();
+        Some(end)
+    }
+
+    fn publish(&mut self, plan: Plan, status: PodStatus, now: Timestamp) {
+        let uid = &self.desired.uid;
+        if plan.lifecycle != self.lifecycle {
+            let what = events::lifecycle_words(&plan.lifecycle);
+            tracing::info!(pod = %self.desired.key, %uid, "{what}");
+            self.deps.view.event(uid, now, what, String::new());
+            self.lifecycle = plan.lifecycle;
+            self.unsaved = true;
+        }
+        if self.prior.as_ref() != Some(&status) {
+            for event in events::of_status(self.prior.as_ref(), &status, now) {
+                self.deps.view.event(uid, event.at, event.what, event.detail);
+            }
+            self.unsaved = true;
+        }
+        if self.probes != plan.probes {
+            self.deps.probes.want(&self.desired, plan.probes.clone());
+            self.probes = plan.probes;
+        }
+        self.deps.view.publish(PodView {
+            key: self.desired.key.clone(),
+            uid: uid.clone(),
+            source: self.desired.source.clone(),
+            pod: self.desired.pod.clone(),
+            status: status.clone(),
+            lifecycle: self.lifecycle.clone(),
+            observed: self.known.pod().clone(),
+            waiting: plan.waiting,
+            in_flight: self.local.in_flight.iter().map(|(key, since)| (key.clone(), *since)).collect(),
+            failures: self
+                .local
+                .failures
+                .iter()
+                .map(|(key, failure)| (key.clone(), failure.clone()))
+                .collect(),
+        });
+        self.prior = Some(status);
+    }
+
+    fn save(&mut self) {
+        self.unsaved = false;
+        self.deps.records.save(PodRecord::of(
+            &self.desired,
+            &self.lifecycle,
+            self.prior.as_ref(),
+            &self.local,
+        ));
+    }
+}

@@ -1,0 +1,217 @@
+//! What is known of a pod's sandboxes and containers, folded from readings of the runtime and from
+//! its replies to our own calls. Readings may arrive late and out of order; a container never goes
+//! back from exited to running because of one.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::ids::{PodKey, PodUid};
+use crate::pod::observed::{ContainerState, ObservedContainer, ObservedPod, ObservedSandbox, SandboxState};
+use crate::pod::step::StepResult;
+
+/// The pod as far as it is known, and what is known to be removed.
+#[derive(Clone, Debug)]
+pub struct KnownPod {
+    pod: ObservedPod,
+    /// Runtime ids whose removal was confirmed, until a reading from after that lacks them.
+    removed: BTreeMap<String, Timestamp>,
+}
+
+impl KnownPod {
+    /// Nothing known yet.
+    pub fn new(key: PodKey, uid: PodUid, now: Timestamp) -> Self {
+        let pod = ObservedPod { uid, key, sandboxes: Vec::new(), containers: Vec::new(), observed_at: now };
+        Self { pod, removed: BTreeMap::new() }
+    }
+
+    /// What the runtime has, as far as known.
+    pub fn pod(&self) -> &ObservedPod {
+        &self.pod
+    }
+
+    /// Folds in everything the runtime has under this uid, read at `reading.observed_at` or a
+    /// little later. Answers whether anything was news.
+    pub fn absorb(&mut self, reading: ObservedPod) -> bool {
+        let at = reading.observed_at;
+        let before = self.pod.clone();
+        let mut sandboxes: Vec<_> =
+            reading.sandboxes.into_iter().filter(|s| !self.removed_by(s.id.as_str(), at)).collect();
+        let mut containers: Vec<_> =
+            reading.containers.into_iter().filter(|c| !self.removed_by(c.id.as_str(), at)).collect();
+        self.removed.retain(|_, removed_at| *removed_at >= at);
+        for known in &before.sandboxes {
+            match sandboxes.iter_mut().find(|s| s.id == known.id) {
+                Some(read) => keep_later_sandbox(read, known),
+                None if known.created_at >= at => sandboxes.push(known.clone()),
+                None => {}
+            }
+        }
+        for known in &before.containers {
+            match containers.iter_mut().find(|c| c.id == known.id) {
+                Some(read) if rank(&read.state) < rank(&known.state) => *read = known.clone(),
+                Some(_) => {}
+                None if known.created_at >= at => containers.push(known.clone()),
+                None => {}
+            }
+        }
+        self.pod.sandboxes = sandboxes;
+        self.pod.containers = containers;
+        self.sort();
+        let news = self.pod.sandboxes != before.sandboxes || self.pod.containers != before.containers;
+        self.pod.observed_at = self.pod.observed_at.max(at);
+        news
+    }
+
+    /// Folds in the runtime's reply to a call of ours (invariant 4).
+    pub fn apply(&mut self, result: &StepResult, now: Timestamp) {
+        match result {
+            StepResult::Sandbox(sandbox) => self.put_sandbox(sandbox.clone()),
+            StepResult::Container(container) => self.put_container(container.clone()),
+            StepResult::Removed(id) => {
+                self.pod.sandboxes.retain(|s| s.id.as_str() != id);
+                self.pod.containers.retain(|c| c.id.as_str() != id);
+                self.removed.insert(id.clone(), now);
+            }
+            StepResult::Done | StepResult::Image(_) | StepResult::Volume { .. } => return,
+        }
+        self.sort();
+        self.pod.observed_at = self.pod.observed_at.max(now);
+    }
+
+    fn removed_by(&self, id: &str, at: Timestamp) -> bool {
+        self.removed.get(id).is_some_and(|removed_at| *removed_at >= at)
+    }
+
+    fn put_sandbox(&mut self, mut sandbox: ObservedSandbox) {
+        match self.pod.sandboxes.iter_mut().find(|s| s.id == sandbox.id) {
+            Some(known) => {
+                keep_later_sandbox(&mut sandbox, known);
+                *known = sandbox;
+            }
+            None => self.pod.sandboxes.push(sandbox),
+        }
+    }
+
+    fn put_container(&mut self, container: ObservedContainer) {
+        match self.pod.containers.iter_mut().find(|c| c.id == container.id) {
+            Some(known) if rank(&container.state) < rank(&known.state) => {}
+            Some(known) => *known = container,
+            None => self.pod.containers.push(container),
+        }
+    }
+
+    /// Newest first, as [`ObservedPod`] promises.
+    fn sort(&mut self) {
+        self.pod.sandboxes.sort_by_key(|s| Reverse((s.attempt, s.created_at)));
+        self.pod.containers.sort_by_key(|c| Reverse((c.created_at, c.attempt)));
+    }
+}
+
+/// A sandbox that stopped stays stopped, and one that is up does not lose the addresses it got.
+fn keep_later_sandbox(read: &mut ObservedSandbox, known: &ObservedSandbox) {
+    if known.state == SandboxState::NotReady {
+        read.state = SandboxState::NotReady;
+    }
+    if read.ips.is_empty() {
+        read.ips.clone_from(&known.ips);
+    }
+}
+
+/// A container's life only goes this way. `Unknown` says nothing new about one that ran or exited.
+fn rank(state: &ContainerState) -> u8 {
+    match state {
+        ContainerState::Unknown => 0,
+        ContainerState::Created => 1,
+        ContainerState::Running { .. } => 2,
+        ContainerState::Exited { .. } => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ContainerId, ContainerName, SandboxId};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn container(id: &str, created: i64, state: ContainerState) -> ObservedContainer {
+        ObservedContainer {
+            id: ContainerId::from(id),
+            sandbox: SandboxId::from("s"),
+            name: ContainerName::from("c"),
+            attempt: 0,
+            state,
+            created_at: at(created),
+            image: String::new(),
+            image_ref: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            log_path: String::new(),
+        }
+    }
+
+    fn exited() -> ContainerState {
+        ContainerState::Exited {
+            started_at: Some(at(1)),
+            finished_at: at(2),
+            exit_code: 0,
+            reason: "Completed".into(),
+            message: String::new(),
+        }
+    }
+
+    fn running() -> ContainerState {
+        ContainerState::Running { started_at: at(1) }
+    }
+
+    fn known() -> KnownPod {
+        KnownPod::new(PodKey::new("default", "p"), PodUid::from("u"), at(0))
+    }
+
+    fn reading(second: i64, containers: Vec<ObservedContainer>) -> ObservedPod {
+        ObservedPod { containers, observed_at: at(second), ..known().pod }
+    }
+
+    #[test]
+    fn late_readings_never_turn_a_life_back() {
+        let mut pod = known();
+        pod.apply(&StepResult::Container(container("a", 1, running())), at(2));
+        assert!(!pod.absorb(reading(1, vec![container("a", 1, ContainerState::Created)])));
+        assert!(pod.absorb(reading(3, vec![container("a", 1, exited())])));
+        assert!(!pod.absorb(reading(4, vec![container("a", 1, running())])));
+        assert_eq!(pod.pod().containers[0].state, exited());
+        assert!(!pod.absorb(reading(5, vec![container("a", 1, ContainerState::Unknown)])));
+    }
+
+    #[test]
+    fn what_a_reading_could_not_know_yet_stays_and_what_it_lacks_goes() {
+        let mut pod = known();
+        pod.apply(&StepResult::Container(container("a", 5, running())), at(5));
+        assert!(!pod.absorb(reading(4, vec![])), "read before the container was made");
+        assert!(pod.absorb(reading(6, vec![])), "vanished");
+        assert!(pod.pod().containers.is_empty());
+    }
+
+    #[test]
+    fn a_removed_container_does_not_come_back_in_a_late_reading() {
+        let mut pod = known();
+        pod.apply(&StepResult::Container(container("a", 1, exited())), at(2));
+        pod.apply(&StepResult::Removed("a".into()), at(5));
+        assert!(!pod.absorb(reading(4, vec![container("a", 1, exited())])));
+        assert!(pod.pod().containers.is_empty());
+        // Someone made a container of that id again after the removal: that is news.
+        assert!(pod.absorb(reading(6, vec![container("a", 6, running())])));
+    }
+
+    #[test]
+    fn newest_instance_first() {
+        let mut pod = known();
+        pod.absorb(reading(9, vec![container("old", 1, exited()), container("new", 8, running())]));
+        let ids: Vec<_> = pod.pod().containers.iter().map(|c| c.id.as_str()).collect();
+        assert_eq!(ids, ["new", "old"]);
+    }
+}
