@@ -2,9 +2,15 @@
 //! differences and the order in which changes are safe. No netlink here, and no Service rules:
 //! which endpoint serves what is decided in `service`.
 
+pub mod chains;
+pub mod desired;
+pub mod diff;
 pub mod ipvs;
 pub mod model;
 pub mod nft;
+pub mod object;
+pub mod render_ipvs;
+pub mod trace;
 
 use std::fmt;
 
@@ -52,3 +58,6 @@ impl fmt::Display for Protocol {
         })
     }
 }
+
+#[cfg(test)]
+pub(crate) mod world;

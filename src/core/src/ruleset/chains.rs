@@ -1,0 +1,241 @@
+//! The fixed part of our nf_tables tables: chains whose number and length do not depend on Services.
+//! Every frontend is one element of the map `frontends`, whose verdict names the chain of its class.
+
+use super::Protocol;
+use super::nft::{
+    BaseChain, Chain, ChainType, CmpOp, CtKey, Expr, FibResult, FibSelector, HeaderField, Hook, LookupTarget,
+    MetaKey, NatFlags, NftTable, Packed, Policy, Reg, RejectWith, Rule, Set, Value, Verdict, ct_state,
+};
+use super::object::SetId;
+use crate::service::cidr::Cidr;
+
+/// What happens to the first packet of a connection to a frontend, before its endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A cluster address: the source is rewritten unless a pod asks.
+    ClusterIp,
+    /// An external frontend with policy Cluster: the source is always rewritten.
+    External,
+    /// External policy Local with endpoints here: the client's address is kept.
+    ExternalLocal,
+    /// External policy Local without endpoints here: only the node and its pods get through.
+    ExternalRemote,
+    /// No endpoint anywhere.
+    Reject,
+    /// Endpoints, but none this policy allows.
+    Drop,
+}
+
+impl Class {
+    pub const ALL: [Class; 6] = [
+        Class::ClusterIp,
+        Class::External,
+        Class::ExternalLocal,
+        Class::ExternalRemote,
+        Class::Reject,
+        Class::Drop,
+    ];
+
+    pub const fn chain(self) -> &'static str {
+        match self {
+            Class::ClusterIp => "cluster-ip",
+            Class::External => "external",
+            Class::ExternalLocal => "external-local",
+            Class::ExternalRemote => "external-remote",
+            Class::Reject => "reject",
+            Class::Drop => "drop",
+        }
+    }
+
+    pub fn verdict(self) -> Verdict {
+        Verdict::Goto(self.chain().to_owned())
+    }
+}
+
+/// What the chains depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainConfig {
+    /// The packet mark that asks for a rewritten source, one bit.
+    pub masquerade_mark: u32,
+    /// Rewrite the source of everything that goes to a cluster address.
+    pub masquerade_all: bool,
+    /// Where pods' addresses come from; empty where it is not known.
+    pub cluster_cidrs: Vec<Cidr>,
+}
+
+/// Before connection tracking's translation and before IPVS takes locally made packets (-98).
+const BEFORE_IPVS: i32 = -150;
+const SRCNAT: i32 = 100;
+const AFTER_SRCNAT: i32 = 110;
+/// `RTN_LOCAL`: one of this host's addresses.
+const LOCAL: u32 = 2;
+const R0: Reg = Reg(0);
+
+/// The table of a family in IPVS mode, its sets empty.
+pub fn ipvs_table(config: &ChainConfig, ipv6: bool) -> NftTable {
+    let mut table = NftTable::default();
+    for id in [SetId::Frontends, SetId::ServiceIps, SetId::Restricted, SetId::Allowed, SetId::Hairpin] {
+        table.sets.insert(id.name().to_owned(), Set::new(id.spec(ipv6)));
+    }
+    let mut add = |name: &str, base: Option<BaseChain>, rules: Vec<Rule>| {
+        table.chains.insert(name.to_owned(), Chain { base, rules });
+    };
+    let filter = |hook, priority| Some(base(ChainType::Filter, hook, priority));
+    add("input", filter(Hook::Input, BEFORE_IPVS), vec![new_connections_to("services")]);
+    add("output", filter(Hook::Output, BEFORE_IPVS), vec![new_connections_to("services")]);
+    add("services", None, services(ipv6));
+    add("mark", None, vec![mark(config.masquerade_mark)]);
+    for class in Class::ALL {
+        add(class.chain(), None, class_rules(class, config, ipv6));
+    }
+    add("postrouting", Some(base(ChainType::Nat, Hook::Postrouting, SRCNAT)), masquerade(config, ipv6));
+    add("unmark", filter(Hook::Postrouting, AFTER_SRCNAT), vec![unmark(config.masquerade_mark)]);
+    table
+}
+
+fn base(kind: ChainType, hook: Hook, priority: i32) -> BaseChain {
+    BaseChain { kind, hook, priority, policy: Policy::Accept }
+}
+
+fn goto(chain: &str) -> Expr {
+    Expr::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn new_connections_to(chain: &str) -> Rule {
+    Rule::new(vec![
+        Expr::ct(CtKey::State, R0),
+        Expr::mask(R0, ct_state::NEW),
+        Expr::neq(R0, Value::Mark(0)),
+        Expr::Verdict(Verdict::Jump(chain.to_owned())),
+    ])
+}
+
+/// Load `destination . protocol . port` from the first register on; returns the next free one.
+fn load_frontend(ipv6: bool, exprs: &mut Vec<Expr>) -> Reg {
+    let proto = R0.after(if ipv6 { 16 } else { 4 });
+    let port = proto.after(1);
+    exprs.push(Expr::load(HeaderField::daddr(ipv6), R0));
+    exprs.push(Expr::meta(MetaKey::L4Proto, proto));
+    exprs.push(Expr::load(HeaderField::Dport, port));
+    port.after(2)
+}
+
+fn lookup(set: SetId, target: LookupTarget) -> Expr {
+    Expr::Lookup { set: set.name().to_owned(), src: R0, target }
+}
+
+fn services(ipv6: bool) -> Vec<Rule> {
+    let mut restricted = Vec::new();
+    let source = load_frontend(ipv6, &mut restricted);
+    restricted.push(lookup(SetId::Restricted, LookupTarget::Hit));
+    restricted.push(Expr::load(HeaderField::saddr(ipv6), source));
+    restricted.push(lookup(SetId::Allowed, LookupTarget::Miss));
+    restricted.push(Expr::Verdict(Verdict::Drop));
+    let mut classes = Vec::new();
+    load_frontend(ipv6, &mut classes);
+    classes.push(lookup(SetId::Frontends, LookupTarget::Verdict));
+    let unknown = vec![
+        Expr::load(HeaderField::daddr(ipv6), R0),
+        lookup(SetId::ServiceIps, LookupTarget::Hit),
+        goto(Class::Reject.chain()),
+    ];
+    vec![
+        Rule::new(restricted).commented("load balancer source ranges"),
+        Rule::new(classes),
+        Rule::new(unknown).commented("no port of the host answers on a Service address"),
+    ]
+}
+
+fn class_rules(class: Class, config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
+    match class {
+        Class::ClusterIp if config.masquerade_all => vec![Rule::new(vec![goto("mark")])],
+        Class::ClusterIp => {
+            let mut rules = vec![from_this_node()];
+            if config.cluster_cidrs.iter().any(|cidr| cidr.first().is_ipv6() == ipv6) {
+                rules.extend(from_pods(config, ipv6));
+                rules.push(Rule::new(vec![goto("mark")]));
+            }
+            rules
+        }
+        Class::External => vec![Rule::new(vec![goto("mark")])],
+        Class::ExternalLocal => vec![from_this_node()],
+        Class::ExternalRemote => {
+            let mut rules = vec![from_this_node()];
+            rules.extend(from_pods(config, ipv6));
+            rules.push(Rule::new(vec![Expr::Verdict(Verdict::Drop)]));
+            rules
+        }
+        Class::Reject => reject(ipv6),
+        Class::Drop => vec![Rule::new(vec![Expr::Verdict(Verdict::Drop)])],
+    }
+}
+
+/// What the node itself sends, to be marked.
+fn from_this_node() -> Rule {
+    let selector = FibSelector { saddr: true, ..FibSelector::default() };
+    Rule::new(vec![
+        Expr::Fib { selector, result: FibResult::AddrType, dst: R0 },
+        Expr::eq(R0, Value::Mark(LOCAL)),
+        goto("mark"),
+    ])
+}
+
+/// What pods send, to be left as it is.
+fn from_pods(config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
+    let of_family = config.cluster_cidrs.iter().filter(|cidr| cidr.first().is_ipv6() == ipv6);
+    of_family
+        .map(|cidr| {
+            let (from, to) =
+                (Packed::from(Value::Addr(cidr.first())), Packed::from(Value::Addr(cidr.last())));
+            Rule::new(vec![
+                Expr::load(HeaderField::saddr(ipv6), R0),
+                Expr::Range { src: R0, op: CmpOp::Eq, from, to },
+                Expr::Verdict(Verdict::Return),
+            ])
+            .commented(format!("pods {cidr}"))
+        })
+        .collect()
+}
+
+fn reject(ipv6: bool) -> Vec<Rule> {
+    // ICMP 3/3 and ICMPv6 1/4: port unreachable.
+    let code = if ipv6 { 4 } else { 3 };
+    let mut tcp = Expr::match_protocol(Protocol::Tcp, R0).to_vec();
+    tcp.push(Expr::Reject(RejectWith::TcpReset));
+    vec![Rule::new(tcp), Rule::new(vec![Expr::Reject(RejectWith::Icmp(code))])]
+}
+
+fn mark(bit: u32) -> Rule {
+    Rule::new(vec![
+        Expr::meta(MetaKey::Mark, R0),
+        Expr::set_bits(R0, bit),
+        Expr::MetaSet { key: MetaKey::Mark, src: R0 },
+    ])
+}
+
+fn masquerade(config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
+    let flags = NatFlags { fully_random: true, ..NatFlags::default() };
+    let mut marked = has_mark(config.masquerade_mark);
+    marked.push(Expr::Masquerade { flags });
+    let second = R0.after(if ipv6 { 16 } else { 4 });
+    let hairpin = vec![
+        Expr::load(HeaderField::saddr(ipv6), R0),
+        Expr::load(HeaderField::daddr(ipv6), second),
+        lookup(SetId::Hairpin, LookupTarget::Hit),
+        Expr::Masquerade { flags },
+    ];
+    vec![Rule::new(marked), Rule::new(hairpin).commented("an endpoint that reached itself through a Service")]
+}
+
+fn has_mark(bit: u32) -> Vec<Expr> {
+    vec![Expr::meta(MetaKey::Mark, R0), Expr::mask(R0, bit), Expr::neq(R0, Value::Mark(0))]
+}
+
+/// The mark has done its work; left on the packet it would be seen again behind a tunnel.
+fn unmark(bit: u32) -> Rule {
+    let mut exprs = has_mark(bit);
+    exprs.push(Expr::meta(MetaKey::Mark, R0));
+    exprs.push(Expr::mask(R0, !bit));
+    exprs.push(Expr::MetaSet { key: MetaKey::Mark, src: R0 });
+    Rule::new(exprs)
+}

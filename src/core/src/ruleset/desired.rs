@@ -1,0 +1,150 @@
+//! Which service ports claim what, kept change by change: the claims that a change touches come out, and
+//! the objects of a claim are made when asked for, so that nothing is stored twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::model::ServicePortState;
+use super::object::{Claim, Objects};
+use super::render_ipvs::{self, NodeNetwork, RenderConfig};
+use crate::service::PortId;
+
+/// How soon a claim is programmed after a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// `default/kubernetes`: without it the node's own clients cannot reach the API.
+    Api,
+    /// Port 53: without it nobody finds anything.
+    Dns,
+    Ordinary,
+}
+
+impl Urgency {
+    fn of(state: &ServicePortState) -> Urgency {
+        let service = &state.spec.id.name.service;
+        if &*service.namespace == "default" && &*service.name == "kubernetes" {
+            Urgency::Api
+        } else if state.spec.port == 53 {
+            Urgency::Dns
+        } else {
+            Urgency::Ordinary
+        }
+    }
+}
+
+/// A claim that two Services make and one of them holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash {
+    pub claim: Claim,
+    pub holder: PortId,
+    pub loser: PortId,
+}
+
+/// All claims with those who make them.
+#[derive(Debug)]
+pub struct Desired {
+    config: RenderConfig,
+    node: NodeNetwork,
+    /// Ordered by `PortId`; the first holds a frontend.
+    claims: BTreeMap<Claim, Vec<Arc<ServicePortState>>>,
+}
+
+impl Desired {
+    pub fn new(config: RenderConfig, node: NodeNetwork) -> Self {
+        Desired { config, node, claims: BTreeMap::new() }
+    }
+
+    pub fn node(&self) -> &NodeNetwork {
+        &self.node
+    }
+
+    /// Take a service port's change; returns the claims whose objects may differ now.
+    pub fn change(
+        &mut self,
+        before: Option<&Arc<ServicePortState>>,
+        after: Option<&Arc<ServicePortState>>,
+    ) -> BTreeSet<Claim> {
+        let mut dirty = BTreeSet::new();
+        if let Some(before) = before {
+            let claims = render_ipvs::claims(before, &self.node);
+            claims.iter().for_each(|claim| self.release(claim, &before.spec.id));
+            dirty.extend(claims);
+        }
+        if let Some(after) = after {
+            let claims = render_ipvs::claims(after, &self.node);
+            claims.iter().for_each(|claim| self.hold(*claim, after));
+            dirty.extend(claims);
+        }
+        dirty
+    }
+
+    /// The node's addresses changed: every claim is made again. Returns all that were or are.
+    pub fn set_node(&mut self, node: NodeNetwork) -> BTreeSet<Claim> {
+        if self.node == node {
+            return BTreeSet::new();
+        }
+        let mut states: BTreeMap<PortId, Arc<ServicePortState>> = BTreeMap::new();
+        for state in self.claims.values().flatten() {
+            states.entry(state.spec.id.clone()).or_insert_with(|| state.clone());
+        }
+        let mut dirty: BTreeSet<Claim> = std::mem::take(&mut self.claims).into_keys().collect();
+        self.node = node;
+        for state in states.values() {
+            dirty.extend(self.change(None, Some(state)));
+        }
+        dirty
+    }
+
+    /// The objects of a claim; none where nobody makes it.
+    pub fn objects(&self, claim: &Claim) -> Objects {
+        let winner = self.claims.get(claim).and_then(|holders| holders.first());
+        winner.map_or_else(Objects::new, |state| render_ipvs::objects(claim, state, &self.node, &self.config))
+    }
+
+    pub fn urgency(&self, claim: &Claim) -> Urgency {
+        let holders = self.claims.get(claim).into_iter().flatten();
+        holders.map(|state| Urgency::of(state)).min().unwrap_or(Urgency::Ordinary)
+    }
+
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.claims.keys()
+    }
+
+    /// Who holds a claim.
+    pub fn holder(&self, claim: &Claim) -> Option<&Arc<ServicePortState>> {
+        self.claims.get(claim)?.first()
+    }
+
+    /// Frontends that more than one Service asks for.
+    pub fn clashes(&self) -> Vec<Clash> {
+        let frontends = self.claims.iter().filter(|(claim, _)| matches!(claim, Claim::Frontend { .. }));
+        let of = |(claim, holders): (&Claim, &Vec<Arc<ServicePortState>>)| -> Vec<Clash> {
+            let Some((holder, losers)) = holders.split_first() else { return Vec::new() };
+            let holder = &holder.spec.id;
+            let loser = |state: &Arc<ServicePortState>| Clash {
+                claim: *claim,
+                holder: holder.clone(),
+                loser: state.spec.id.clone(),
+            };
+            losers.iter().map(loser).collect()
+        };
+        frontends.flat_map(of).collect()
+    }
+
+    fn hold(&mut self, claim: Claim, state: &Arc<ServicePortState>) {
+        let holders = self.claims.entry(claim).or_default();
+        let place = holders.binary_search_by(|held| held.spec.id.cmp(&state.spec.id));
+        match place {
+            Ok(index) => holders[index] = state.clone(),
+            Err(index) => holders.insert(index, state.clone()),
+        }
+    }
+
+    fn release(&mut self, claim: &Claim, id: &PortId) {
+        let Some(holders) = self.claims.get_mut(claim) else { return };
+        holders.retain(|held| held.spec.id != *id);
+        if holders.is_empty() {
+            self.claims.remove(claim);
+        }
+    }
+}
