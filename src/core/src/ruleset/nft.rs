@@ -3,12 +3,15 @@
 //! `expr` has the rule expressions, `diff` the differences and what the kernel refuses, `text` the
 //! readable form. Nothing here knows what a Service is, and nothing talks to the kernel.
 
+mod diff;
 mod expr;
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use diff::{NftRefusal, NftRefused, NftRuleset, diff};
 pub use expr::{
     CmpOp, CtDirection, CtKey, DynsetOp, Expr, FibResult, FibSelector, HeaderField, LookupTarget, MetaKey,
     NatFlags, NatKind, NumgenMode, PayloadBase, Reg, RejectWith, Verdict, ct_state, ct_status,
@@ -654,3 +657,6 @@ pub struct NftBatch {
     /// The changes, in order.
     pub ops: Vec<NftOp>,
 }
+
+#[cfg(test)]
+mod tests;
