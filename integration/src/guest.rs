@@ -56,7 +56,7 @@ mkdir -p /dev/pts /run /var/run; mount -t devpts devpts /dev/pts; mount -t tmpfs
 ip link set lo up
 echo 'longshore-guest: up'
 for module in $(cat /modules); do modprobe "$module" || echo "no module $module"; done
-export LONGSHORE_TIER=vm RUST_BACKTRACE=0 PATH=/bin HOME=/root
+export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/bin HOME=/root
 for test in /tests/*; do
   [ -x "$test" ] || continue
   echo "longshore-guest: run ${test##*/}"

@@ -11,5 +11,6 @@ pub mod process;
 pub mod qemu;
 pub mod report;
 pub mod root;
+pub mod scenario;
 pub mod tiers;
 pub mod vm;

@@ -12,6 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::report::Tally;
+use crate::scenario::suite;
+use crate::{guest, qemu};
 
 /// One way of running tests, least powerful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -20,15 +22,21 @@ pub enum Tier {
     Unit,
     /// Real kernel interfaces in private network namespaces.
     Netns,
+    /// Scenarios on real containerd and crun in private namespaces.
+    Node,
+    /// The kernel-only guest and the node VM.
+    Vm,
 }
 
 impl Tier {
-    pub const ALL: &'static [Tier] = &[Tier::Unit, Tier::Netns];
+    pub const ALL: &'static [Tier] = &[Tier::Unit, Tier::Netns, Tier::Node, Tier::Vm];
 
     fn name(self) -> &'static str {
         match self {
             Tier::Unit => "unit",
             Tier::Netns => "netns",
+            Tier::Node => "node",
+            Tier::Vm => "vm",
         }
     }
 
@@ -36,9 +44,11 @@ impl Tier {
     fn obstacle(self) -> Option<String> {
         match self {
             Tier::Unit => None,
-            Tier::Netns => {
-                ["ip", "nft", "unshare"].iter().find(|p| !on_path(p)).map(|p| format!("{p} is not installed"))
-            }
+            Tier::Netns => missing(&["ip", "nft", "unshare"]),
+            Tier::Node => not_root().or_else(|| missing(&["mmdebstrap", "unshare", "nsenter"])),
+            Tier::Vm => not_root()
+                .or_else(|| missing(&["mmdebstrap", "ssh", "cpio", "mke2fs", "setpriv"]))
+                .or_else(qemu::obstacle),
         }
     }
 
@@ -46,6 +56,8 @@ impl Tier {
         match self {
             Tier::Unit => unit(),
             Tier::Netns => netns(),
+            Tier::Node => suite::run_native(None),
+            Tier::Vm => vm(),
         }
     }
 }
@@ -98,6 +110,21 @@ fn unit() -> Result<Tally> {
     let mut command = Command::new("cargo");
     command.args(&args);
     counted(command, "cargo test")
+}
+
+fn not_root() -> Option<String> {
+    (!nix::unistd::geteuid().is_root()).then(|| "it needs root".to_owned())
+}
+
+fn missing(programs: &[&str]) -> Option<String> {
+    programs.iter().find(|p| !on_path(p)).map(|p| format!("{p} is not installed (scripts/install-deps)"))
+}
+
+/// The kernel-only guest first: it takes seconds and its failures explain those of the node VM.
+fn vm() -> Result<Tally> {
+    let mut tally = guest::run_tests()?;
+    tally.add(suite::run_vm(None)?);
+    Ok(tally)
 }
 
 fn netns() -> Result<Tally> {
@@ -189,7 +216,8 @@ fn in_own_namespaces(binary: &Path) -> Command {
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(binary)
         .args(["--test-threads", "1"])
-        .env("LONGSHORE_TIER", "netns");
+        .env("LONGSHORE_TIER", "netns")
+        .env("LONGSHORE_REQUIRE", "netns");
     command
 }
 

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
-use longshore_integration::{check, images, native, node, tiers, vm};
+use longshore_integration::report::Tally;
+use longshore_integration::scenario::suite;
+use longshore_integration::{check, guest, images, native, node, tiers, vm};
 
 #[derive(Debug, Parser)]
 #[command(about = "Tests and throwaway nodes of longshore")]
@@ -24,6 +26,12 @@ enum Sub {
     Images,
     /// Build the node's root and unpack the images; prints containerd's state folder.
     Root,
+    /// Play scenarios on native nodes; with a word, those that have it in their file name.
+    Node { only: Option<String> },
+    /// Play scenarios in the node VM; with a word, those that have it in their file name.
+    Vm { only: Option<String> },
+    /// Run the kernel crate's `vm_*` tests in the kernel-only guest.
+    Guest,
     /// Boot the bare node VM and run a shell line in it.
     VmRun { line: String },
     /// The first process of a native node; started by the harness alone.
@@ -37,6 +45,9 @@ fn main() -> ExitCode {
         Sub::Test { tiers } => tiers::run(&tiers),
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
+        Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),
+        Sub::Vm { only } => suite::run_vm(only.as_deref()).and_then(finish),
+        Sub::Guest => guest::run_tests().and_then(finish),
         Sub::VmRun { line } => vm_run(&line),
         Sub::NodeInit { plan } => native::init::run(&plan),
     };
@@ -47,6 +58,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn finish(tally: Tally) -> anyhow::Result<()> {
+    println!("{tally}");
+    anyhow::ensure!(tally.good(tiers::strict()), "not all passed");
+    Ok(())
 }
 
 fn vm_run(line: &str) -> anyhow::Result<()> {

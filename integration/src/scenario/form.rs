@@ -1,0 +1,387 @@
+//! The form of a scenario file: YAML with a name, the nodes it runs on and steps. Pure: text in, values out; every
+//! mistake is named with its step, so that a misspelt check cannot pass by being ignored.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use serde_json::Value;
+
+use crate::node::{Kind, Service};
+
+/// How long a step may take where it says nothing, on hardware; emulated nodes get a multiple.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// One scenario.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub name: String,
+    /// The kinds of node it runs on.
+    pub nodes: Vec<Kind>,
+    /// Lines added to the node's configuration.
+    pub config: String,
+    /// Whether the daemon is started before the first step.
+    pub daemon: bool,
+    pub steps: Vec<Step>,
+}
+
+/// One step: what is done or expected, and by when.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// For people; the action's own words where absent.
+    pub say: String,
+    pub deadline: Duration,
+    /// Whether a shell line is tried again until it is as expected; only where the file says `within`.
+    pub again: bool,
+    /// Whether the demo prints what the step saw.
+    pub show: bool,
+    pub action: Action,
+}
+
+/// What a step does. Expectations are asked again until they hold or the deadline is over.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Writes a manifest file.
+    Apply(Manifest),
+    /// Removes a manifest file.
+    Remove(String),
+    /// A pod has this state.
+    Pod(PodState),
+    /// A pod is not there any more.
+    Gone(String),
+    /// A shell line in the node.
+    Run(Line),
+    /// What `longshore why` says.
+    Why(Said),
+    /// What a container has printed.
+    Logs(Logged),
+    /// A program in a container.
+    Exec(Executed),
+    /// HTTP requests.
+    Get(Request),
+    /// Kills a container's process, as a crash does.
+    Kill(Target),
+    Stop(Stop),
+    Start(Service),
+    /// Notes the ids of all containers under a name.
+    Remember(String),
+    /// The containers noted under the name still run.
+    Unchanged(Unchanged),
+    /// Lets time pass, to show that something does not happen.
+    Wait(Span),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub file: String,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PodState {
+    pub name: String,
+    /// The column of `longshore ps`, for example `Running` or `CrashLoopBackOff`.
+    pub status: Option<String>,
+    /// The column, for example `1/2`.
+    pub ready: Option<String>,
+    /// `2` or `>=2`.
+    pub restarts: Option<String>,
+    pub phase: Option<String>,
+    /// Condition type to status.
+    pub conditions: BTreeMap<String, String>,
+    /// JSON pointer into the Pod to value.
+    pub fields: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Line {
+    pub script: String,
+    #[serde(default)]
+    pub code: i32,
+    #[serde(flatten)]
+    pub text: Text,
+}
+
+/// Expectations of a text.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Text {
+    pub contains: Vec<String>,
+    pub lacks: Vec<String>,
+    /// The trimmed text is exactly this.
+    pub equals: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Said {
+    /// `pod/web` or `node`.
+    pub of: String,
+    #[serde(flatten)]
+    pub text: Text,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Logged {
+    pub pod: String,
+    pub container: Option<String>,
+    #[serde(default)]
+    pub previous: bool,
+    #[serde(flatten)]
+    pub text: Text,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Executed {
+    pub pod: String,
+    pub container: Option<String>,
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub code: i32,
+    #[serde(flatten)]
+    pub text: Text,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// `node`, `outside`, or a pod's name (one of the web image).
+    pub from: String,
+    /// `{ip:POD}` and `{node}` are replaced; from outside only the port and path count.
+    pub url: String,
+    #[serde(default = "once")]
+    pub times: usize,
+    /// At least so many different answers among them.
+    #[serde(default = "once")]
+    pub distinct: usize,
+    #[serde(default)]
+    pub contains: Vec<String>,
+    /// Nothing answers.
+    #[serde(default)]
+    pub fails: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn once() -> usize {
+    1
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    pub pod: String,
+    pub container: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    pub service: Service,
+    #[serde(default = "term")]
+    pub signal: String,
+}
+
+fn term() -> String {
+    "TERM".to_owned()
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unchanged {
+    pub since: String,
+    /// Pods that may have changed.
+    #[serde(default)]
+    pub except: Vec<String>,
+}
+
+/// `500ms`, `20s` or `2m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let number: u64 =
+            digits.parse().map_err(|_| D::Error::custom(format!("`{text}` is not a time like 20s")))?;
+        match &text[digits.len()..] {
+            "ms" => Ok(Span(Duration::from_millis(number))),
+            "s" => Ok(Span(Duration::from_secs(number))),
+            "m" => Ok(Span(Duration::from_secs(number * 60))),
+            unit => Err(D::Error::custom(format!("`{unit}` is not ms, s or m"))),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: String,
+    nodes: Vec<Kind>,
+    #[serde(default)]
+    config: String,
+    #[serde(default = "yes")]
+    daemon: bool,
+    steps: Vec<BTreeMap<String, Value>>,
+}
+
+/// Reads a scenario.
+///
+/// # Errors
+/// Names the step and what is wrong with it.
+pub fn parse(text: &str) -> Result<Scenario> {
+    let file: File = serde_saphyr::from_str(text)?;
+    if file.nodes.is_empty() || file.steps.is_empty() {
+        bail!("a scenario needs nodes and steps");
+    }
+    let numbered = file.steps.into_iter().enumerate();
+    let steps = numbered.map(|(n, step)| read_step(step).with_context(|| format!("step {}", n + 1)));
+    Ok(Scenario {
+        name: file.name,
+        nodes: file.nodes,
+        config: file.config,
+        daemon: file.daemon,
+        steps: steps.collect::<Result<_>>()?,
+    })
+}
+
+fn read_step(mut step: BTreeMap<String, Value>) -> Result<Step> {
+    let say = step.remove("say").map(serde_json::from_value::<String>).transpose()?;
+    let show = step.remove("show").map(serde_json::from_value).transpose()?.unwrap_or(false);
+    let within = step.remove("within").map(serde_json::from_value::<Span>).transpose()?;
+    let mut rest = step.into_iter();
+    let (Some((key, value)), None) = (rest.next(), rest.next()) else {
+        bail!("a step is one action with `say`, `show` and `within` beside it");
+    };
+    check_keys(&key, &value)?;
+    let say = say.unwrap_or_else(|| summary(&key, &value));
+    let action = serde_json::from_value(Value::Object([(key, value)].into_iter().collect()))?;
+    Ok(Step {
+        say,
+        deadline: within.map_or(DEFAULT_DEADLINE, |span| span.0),
+        again: within.is_some(),
+        show,
+        action,
+    })
+}
+
+/// Fields beside a flattened `Text` cannot be checked by serde.
+fn check_keys(action: &str, value: &Value) -> Result<()> {
+    let own: &[&str] = match action {
+        "run" => &["script", "code"],
+        "why" => &["of"],
+        "logs" => &["pod", "container", "previous"],
+        "exec" => &["pod", "container", "command", "code"],
+        _ => return Ok(()),
+    };
+    for key in value.as_object().into_iter().flat_map(|map| map.keys()) {
+        if !own.contains(&key.as_str()) && !["contains", "lacks", "equals"].contains(&key.as_str()) {
+            bail!("`{action}` has no `{key}`");
+        }
+    }
+    Ok(())
+}
+
+/// The action in one line, shortened.
+fn summary(key: &str, value: &Value) -> String {
+    let field = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let telling = match key {
+        "apply" => field("file"),
+        "run" => field("script"),
+        "why" => field("of"),
+        "get" => field("url").zip(field("from")).map(|(url, from)| format!("{url} from {from}")),
+        _ => value.as_str().map(str::to_owned),
+    };
+    let text = telling.unwrap_or_else(|| value.to_string());
+    let mut line: String = text.chars().map(|c| if c == '\n' { ' ' } else { c }).take(100).collect();
+    if line.len() < text.len() {
+        line.push('…');
+    }
+    format!("{key} {line}")
+}
+
+impl Text {
+    /// # Errors
+    /// Says which expectation does not hold, and the text.
+    pub fn check(&self, text: &str) -> Result<()> {
+        if let Some(missing) = self.contains.iter().find(|part| !text.contains(*part)) {
+            bail!("`{missing}` is missing in: {}", text.trim_end());
+        }
+        if let Some(surplus) = self.lacks.iter().find(|part| text.contains(*part)) {
+            bail!("`{surplus}` should not be in: {}", text.trim_end());
+        }
+        if let Some(equals) = self.equals.as_ref().filter(|equals| equals.trim() != text.trim()) {
+            bail!("expected `{}`, got: {}", equals.trim(), text.trim());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(steps: &str) -> String {
+        format!("{:#}", parse(&format!("name: x\nnodes: [native]\nsteps:\n{steps}")).unwrap_err())
+    }
+
+    #[test]
+    fn a_whole_scenario_is_read() {
+        let text = "
+name: a pod answers
+nodes: [native, vm]
+steps:
+  - apply:
+      file: web.yaml
+      text: |
+        kind: Pod
+  - pod: {name: web, ready: 1/1, restarts: '>=1', fields: {/status/phase: Running}}
+    within: 5s
+  - stop: {service: agent, signal: KILL}
+  - start: agent
+  - run: {script: 'true', lacks: [never]}
+    say: nothing is said
+    show: true
+  - wait: 500ms
+";
+        let scenario = parse(text).unwrap();
+        assert_eq!(scenario.nodes, [Kind::Native, Kind::Vm]);
+        assert_eq!(scenario.steps.len(), 6);
+        assert_eq!(scenario.steps[1].deadline, Duration::from_secs(5));
+        assert_eq!(scenario.steps[0].say, "apply web.yaml");
+        assert!(scenario.steps[4].show);
+        assert!(
+            matches!(&scenario.steps[5].action, Action::Wait(Span(d)) if *d == Duration::from_millis(500))
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_step() {
+        for (steps, expected) in [
+            ("  - pood: {name: web}", "step 1"),
+            ("  - pod: {name: web, redy: 1/1}", "redy"),
+            ("  - run: {script: x, contain: [a]}", "no `contain`"),
+            ("  - wait: 5 parsecs", "parsecs"),
+            ("  - wait: 1s\n    wihtin: 1s", "one action"),
+        ] {
+            let error = error_of(steps);
+            assert!(error.contains(expected), "{steps}: {error}");
+        }
+    }
+
+    #[test]
+    fn texts_are_compared() {
+        let text = Text { contains: vec!["a".into()], lacks: vec!["z".into()], equals: Some("a b".into()) };
+        assert!(text.check(" a b\n").is_ok());
+        for wrong in ["b", "a z", "a b c"] {
+            assert!(text.check(wrong).is_err(), "{wrong}");
+        }
+    }
+}

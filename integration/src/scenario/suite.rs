@@ -1,0 +1,231 @@
+//! Runs scenario files: on the native tier each on a node of its own, two at a time; in the VM one after the other on
+//! one boot. Prints a block per scenario, with everything a person needs where it failed.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::form::{Scenario, parse};
+use super::play::Player;
+use super::state;
+use crate::native::{self, NativeNode};
+use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
+use crate::process::wait_until;
+use crate::report::Tally;
+use crate::tiers::workspace_root;
+use crate::vm::{CgroupDriver, NodeVm, Options};
+
+/// Native nodes at a time.
+const AT_ONCE: usize = 2;
+
+/// A scenario and the file it came from.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// The file's name without its ending.
+    pub file: String,
+    pub scenario: Scenario,
+}
+
+/// Scenarios of `integration/scenarios` for this kind of node; with `only`, those whose file name contains it.
+///
+/// # Errors
+/// Where a file cannot be read as a scenario.
+pub fn load(kind: Kind, only: Option<&str>) -> Result<Vec<Named>> {
+    let dir = workspace_root().join("integration/scenarios");
+    let mut files: Vec<PathBuf> = fs::read_dir(&dir)?
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    files.sort();
+    let mut found = Vec::new();
+    for path in files {
+        let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let scenario = parse(&fs::read_to_string(&path)?).with_context(|| path.display().to_string())?;
+        if scenario.nodes.contains(&kind) && only.is_none_or(|only| file.contains(only)) {
+            found.push(Named { file, scenario });
+        }
+    }
+    if found.is_empty() {
+        bail!(
+            "no scenario for {kind} nodes{}",
+            only.map_or(String::new(), |o| format!(" has `{o}` in its name"))
+        );
+    }
+    Ok(found)
+}
+
+/// The daemon's configuration for a kind of node.
+pub fn config(kind: Kind, driver: CgroupDriver, more: &str) -> String {
+    let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+                containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n\
+                clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\n";
+    let cgroups = match (kind, driver) {
+        (Kind::Native, _) => "cgroupsPerQOS: false\nenforceNodeAllocatable: []\nfailCgroupV1: false\n",
+        (Kind::Vm, CgroupDriver::Systemd) => "cgroupDriver: systemd\n",
+        (Kind::Vm, CgroupDriver::Cgroupfs) => "cgroupDriver: cgroupfs\n",
+    };
+    format!("{head}{cgroups}{more}")
+}
+
+/// Builds the daemon and gives its binary.
+///
+/// # Errors
+/// Where it does not compile.
+pub fn binary() -> Result<PathBuf> {
+    let root = workspace_root();
+    let status = Command::new("cargo")
+        .args(["build", "-q", "--locked", "-p", "longshore"])
+        .current_dir(&root)
+        .status()?;
+    if !status.success() {
+        bail!("longshore does not compile");
+    }
+    Ok(root.join("target/debug/longshore"))
+}
+
+/// Runs the native scenarios.
+///
+/// # Errors
+/// Where they cannot be read or the daemon does not compile; failures of scenarios are in the tally.
+pub fn run_native(only: Option<&str>) -> Result<Tally> {
+    let scenarios = load(Kind::Native, only)?;
+    let binary = binary()?;
+    // Built once here, not by the threads.
+    native::image_store()?;
+    let queue = Mutex::new(VecDeque::from(scenarios));
+    let tally = Mutex::new(Tally::default());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(named) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
+                    let (result, text) = one_native(&named, &binary);
+                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                    println!("{text}");
+                    tally.record(&format!("native {}", named.file), result);
+                }
+            });
+        }
+    });
+    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn one_native(named: &Named, binary: &Path) -> (Result<()>, String) {
+    let options = native::Options {
+        name: format!("native-{}", named.file),
+        binary: Some(binary.to_owned()),
+        config: config(Kind::Native, CgroupDriver::Cgroupfs, &named.scenario.config),
+        images: true,
+    };
+    let start = Instant::now();
+    let mut lines = Vec::new();
+    let result = NativeNode::start(&options).and_then(|mut node| {
+        if named.scenario.daemon {
+            node.start(Service::Agent)?;
+        }
+        play(&mut node, &named.scenario, 1, &mut lines)
+    });
+    (result, block("native", named, start, &lines))
+}
+
+/// Plays on a node and adds what a person would look at where it fails.
+fn play(node: &mut dyn Node, scenario: &Scenario, patience: u32, lines: &mut Vec<String>) -> Result<()> {
+    let result = Player::new(node, patience, &mut |line| lines.push(format!("  {line}"))).play(scenario);
+    if let Err(error) = &result {
+        lines.push(format!("  {error:#}"));
+        lines.push(state::dump(node));
+    }
+    result
+}
+
+fn block(kind: &str, named: &Named, start: Instant, lines: &[String]) -> String {
+    let head = format!(
+        "---- {kind} {}: {} ({:.1} s)",
+        named.file,
+        named.scenario.name,
+        start.elapsed().as_secs_f32()
+    );
+    std::iter::once(head).chain(lines.iter().cloned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Runs the VM scenarios on one boot, each with the daemon started anew on an empty folder.
+///
+/// # Errors
+/// Where the VM does not boot; failures of scenarios are in the tally.
+pub fn run_vm(only: Option<&str>) -> Result<Tally> {
+    let scenarios = load(Kind::Vm, only)?;
+    let driver = CgroupDriver::Systemd;
+    let options = Options {
+        name: "vm".into(),
+        binary: Some(binary()?),
+        config: config(Kind::Vm, driver, ""),
+        cgroup_driver: driver,
+    };
+    let start = Instant::now();
+    let mut vm = NodeVm::start(&options)?;
+    println!("---- the node VM is up after {:.1} s", start.elapsed().as_secs_f32());
+    let mut tally = Tally::default();
+    for named in scenarios {
+        let start = Instant::now();
+        let patience = vm.patience();
+        let mut lines = Vec::new();
+        let result = begin(&mut vm, &named.scenario, driver)
+            .and_then(|()| play(&mut vm, &named.scenario, patience, &mut lines));
+        if let Err(error) = &result {
+            lines.push(format!("  {error:#}"));
+        }
+        println!("{}", block("vm", &named, start, &lines));
+        tally.record(&format!("vm {}", named.file), result);
+        if named.scenario.daemon {
+            clear(&mut vm, patience)
+                .with_context(|| format!("the VM cannot be used any more after {}", named.file))?;
+        }
+    }
+    Ok(tally)
+}
+
+fn begin(node: &mut dyn Node, scenario: &Scenario, driver: CgroupDriver) -> Result<()> {
+    if !scenario.daemon {
+        return Ok(());
+    }
+    node::put(node, CONFIG, config(Kind::Vm, driver, &scenario.config).as_bytes())?;
+    node.start(Service::Agent)
+}
+
+/// Leaves the node as it was: no manifests, no pods, the daemon stopped, the runtime running.
+fn clear(node: &mut dyn Node, patience: u32) -> Result<()> {
+    if !node.runs(Service::Containerd) {
+        node.start(Service::Containerd)?;
+    }
+    if !node.runs(Service::Agent) {
+        node.start(Service::Agent)?;
+    }
+    sh(node, &format!("mkdir -p {MANIFESTS}; rm -rf {MANIFESTS:?}/*"))?;
+    wait_until(Duration::from_secs(60) * patience, Duration::from_millis(500), || {
+        let left = state::tasks(node)?;
+        if !left.is_empty() {
+            bail!("{} containers still run", left.len());
+        }
+        Ok(())
+    })?;
+    node.stop(Service::Agent, "TERM")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_file_is_read() {
+        for kind in [Kind::Native, Kind::Vm] {
+            assert!(load(kind, None).unwrap().len() > 5, "{kind}");
+        }
+        assert!(load(Kind::Native, Some("no such scenario")).is_err());
+    }
+}
