@@ -1,5 +1,6 @@
 //! Pins the shape of the wire protocols: what a slip of the pen in `/proto` would break first.
 //! The whole files were compared with the descriptors of the original packages (`/proto/README.md`).
+#![allow(clippy::unwrap_used)]
 
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet};
