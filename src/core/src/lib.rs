@@ -4,6 +4,8 @@
 //! (`jiff::Timestamp`). The crates around it observe the world into these types and execute the
 //! steps these functions return.
 
+pub mod conntrack;
+pub mod explain;
 pub mod ids;
 pub mod pod;
 pub mod resources;

@@ -14,6 +14,7 @@ pub mod standalone;
 pub mod table;
 pub mod topology;
 pub mod types;
+pub mod view;
 
 use std::fmt;
 use std::sync::Arc;
