@@ -4,18 +4,30 @@
 //! start the steps that are not in flight, fold each outcome back into [`local::LocalState`],
 //! publish the status. Nothing here performs a step.
 
+pub mod command;
 pub mod containers;
 pub mod default;
 pub mod desired;
+pub mod dns;
 pub mod env;
+pub mod facts;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod hooks;
+pub mod hostname;
+pub mod hosts_file;
 pub mod known;
 pub mod lifecycle;
 pub mod local;
+pub mod mounts;
 pub mod observed;
+pub mod plan;
 pub mod refs;
+pub mod render;
+pub mod restart;
+pub mod retry;
+pub mod security;
 pub mod snapshot;
 pub mod spec;
 pub mod step;

@@ -165,6 +165,18 @@ pub struct CreateContainer {
     pub sub_paths: Vec<SubPathMount>,
     /// Termination log file to create, absolute; mounted at `terminationMessagePath`.
     pub termination_log: Option<PathBuf>,
+    /// Hosts file to write anew before the call (behaviours 41); absent where the container brings its own.
+    pub hosts_file: Option<HostsFile>,
+}
+
+/// The pod's `/etc/hosts`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostsFile {
+    /// Absolute, mode 0644.
+    pub path: PathBuf,
+    /// Host-network pods: the node's own hosts file comes first, `content` after it.
+    pub copy_node: bool,
+    pub content: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
