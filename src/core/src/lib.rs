@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod explain;
 pub mod ids;
 pub mod pod;
+pub mod probe;
 pub mod resources;
 pub mod ruleset;
 pub mod service;

@@ -146,3 +146,55 @@ impl Fixture {
         self.objects.secrets.insert(ObjectKey::new("default", name), Arc::new(secret));
     }
 }
+
+use crate::ids::ContainerName;
+use crate::pod::observed::{ContainerState, ObservedContainer, ObservedSandbox, SandboxState};
+
+/// A container instance in sandbox `s0`.
+pub(crate) fn instance(id: &str, name: &str, attempt: u32, state: ContainerState) -> ObservedContainer {
+    ObservedContainer {
+        id: id.into(),
+        sandbox: "s0".into(),
+        name: ContainerName::from(name),
+        attempt,
+        state,
+        created_at: at(i64::from(attempt)),
+        image: "w:1".to_owned(),
+        image_ref: "sha256:1".to_owned(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        log_path: String::new(),
+    }
+}
+
+pub(crate) fn running(id: &str, name: &str, attempt: u32, started_at: Timestamp) -> ObservedContainer {
+    instance(id, name, attempt, ContainerState::Running { started_at })
+}
+
+pub(crate) fn exited(
+    id: &str,
+    name: &str,
+    attempt: u32,
+    started_at: Timestamp,
+    finished_at: Timestamp,
+    exit_code: i32,
+) -> ObservedContainer {
+    let reason = if exit_code == 0 { "Completed" } else { "Error" }.to_owned();
+    let started_at = Some(started_at);
+    let state = ContainerState::Exited { started_at, finished_at, exit_code, reason, message: String::new() };
+    instance(id, name, attempt, state)
+}
+
+/// A ready sandbox `s0` with an address.
+pub(crate) fn sandbox() -> ObservedSandbox {
+    ObservedSandbox {
+        id: "s0".into(),
+        attempt: 0,
+        state: SandboxState::Ready,
+        created_at: epoch(),
+        ips: vec!["10.0.0.5".parse().unwrap()],
+        host_network: false,
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+    }
+}

@@ -2,12 +2,17 @@
 //! hooks, probe results. All of it can be lost and is then rebuilt by doing idempotent steps again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, ContainerName};
-use crate::pod::step::{ImagePresent, StepError, StepKey};
+use crate::pod::containers::containers;
+use crate::pod::desired::DesiredPod;
+use crate::pod::observed::{ObservedContainer, ObservedPod};
+use crate::pod::step::{ImagePresent, Step, StepError, StepKey, StepKind, StepOutcome, StepResult};
+use crate::pod::{restart, retry};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LocalState {
@@ -73,4 +78,153 @@ pub struct CrashBackoff {
     /// Seconds to wait after the last exit; 0 lets the first restart happen at once.
     pub delay_seconds: u32,
     pub last_exit: Timestamp,
+}
+
+impl LocalState {
+    /// A step was started.
+    pub fn begin(&mut self, step: &Step, now: Timestamp) {
+        self.in_flight.insert(step.key(), now);
+        if let Step::PostStart { id, .. } = step {
+            self.post_start.insert(id.clone(), HookState::Running { since: now });
+        }
+    }
+
+    /// Folds in how a step ended.
+    pub fn record(&mut self, step: &Step, outcome: &StepOutcome, now: Timestamp) {
+        let key = step.key();
+        self.in_flight.remove(&key);
+        match outcome {
+            StepOutcome::Done(result) => {
+                self.failures.remove(&key);
+                self.record_done(key, step, result);
+            }
+            StepOutcome::Failed(error) => self.record_failed(key, step, error, now),
+            // A hook that was stopped half way belongs to an instance that is gone.
+            StepOutcome::Cancelled => {}
+        }
+    }
+
+    fn record_done(&mut self, key: StepKey, step: &Step, result: &StepResult) {
+        match (step, result) {
+            (Step::PullImage { container, .. }, StepResult::Image(image)) => {
+                self.images.insert(container.clone(), image.clone());
+            }
+            // The next instance asks for its image again: it may have been removed, or the policy
+            // wants it pulled for each start.
+            (Step::CreateContainer(create), _) => {
+                self.images.remove(&create.spec.name);
+                self.failures.remove(&StepKey { kind: StepKind::StartContainer, subject: key.subject });
+            }
+            (Step::PostStart { id, .. }, _) => {
+                self.post_start.insert(id.clone(), HookState::Done);
+            }
+            (
+                Step::PrepareVolume(action) | Step::UpdateVolume(action),
+                StepResult::Volume { content_hash },
+            ) => {
+                self.volumes.insert(action.volume.clone(), *content_hash);
+            }
+            (Step::PrepareVolume(action), _) => {
+                self.volumes.insert(action.volume.clone(), 0);
+            }
+            (Step::ReleaseVolume { volume }, _) => {
+                self.volumes.remove(volume);
+                self.done.insert(key);
+            }
+            (
+                Step::PreparePodDirs { .. }
+                | Step::EnsureCgroup(_)
+                | Step::RemoveCgroup { .. }
+                | Step::RemovePodDirs,
+                _,
+            ) => {
+                self.done.insert(key);
+            }
+            _ => {}
+        }
+    }
+
+    fn record_failed(&mut self, key: StepKey, step: &Step, error: &StepError, now: Timestamp) {
+        // A hook runs once per instance; its failure ends the instance instead of being tried again.
+        if let Step::PostStart { id, .. } = step {
+            self.post_start.insert(id.clone(), HookState::Failed { message: error.message.clone() });
+            return;
+        }
+        let before = self.failures.get(&key);
+        let attempts = before.map_or(0, |before| before.attempts).saturating_add(1);
+        let since = before.map_or(now, |before| before.since);
+        let pause =
+            SignedDuration::try_from(retry::pause(key.kind, error, attempts)).unwrap_or(SignedDuration::MAX);
+        let retry_at = now.saturating_add(pause).unwrap_or(Timestamp::MAX);
+        let failure = StepFailure { attempts, since, last_at: now, retry_at, error: error.clone() };
+        self.failures.insert(key, failure);
+    }
+
+    /// Folds in what was seen in the runtime: exits lengthen the crash back-off, and what belongs to
+    /// instances that are gone is forgotten. Called whenever the observation changed.
+    pub fn observe(&mut self, desired: &DesiredPod, observed: &ObservedPod, max_backoff: Duration) {
+        for container in containers(&desired.pod) {
+            let latest = observed.containers.iter().find(|instance| instance.name == container.name);
+            let Some(latest) = latest else { continue };
+            let before = self.backoff.get(&container.name);
+            let after =
+                restart::backoff_after(before, restart::backoff_key(&container.spec), latest, max_backoff);
+            if let Some(after) = after {
+                self.backoff.insert(container.name.clone(), after);
+            }
+        }
+        let alive = |id: &ContainerId| observed.containers.iter().any(|instance| instance.id == *id);
+        self.post_start.retain(|id, _| alive(id));
+        self.probes.retain(|id, _| alive(id));
+        // A start or stop that failed is history once its instance is past it.
+        self.failures.retain(|key, _| {
+            let latest = observed.containers.iter().find(|instance| instance.name.as_str() == key.subject);
+            match key.kind {
+                StepKind::StartContainer | StepKind::StopContainer => {
+                    latest.is_some_and(ObservedContainer::may_run)
+                }
+                _ => true,
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::fixture::{at, epoch};
+
+    fn failed(retryable: bool) -> StepOutcome {
+        StepOutcome::Failed(StepError { reason: "E".into(), message: "m".into(), retryable })
+    }
+
+    #[test]
+    fn failures_add_up_and_success_clears_them() {
+        let mut local = LocalState::default();
+        let step = Step::StopSandbox { id: "s".into() };
+        for (second, attempts, pause) in [(0, 1, 1), (10, 2, 2), (20, 3, 4)] {
+            local.begin(&step, at(second));
+            assert!(local.in_flight.contains_key(&step.key()));
+            local.record(&step, &failed(true), at(second));
+            let failure = &local.failures[&step.key()];
+            assert_eq!(
+                (failure.attempts, failure.retry_at, failure.since),
+                (attempts, at(second + pause), epoch())
+            );
+        }
+        local.record(&step, &StepOutcome::Done(StepResult::Done), at(30));
+        assert_eq!(local, LocalState::default());
+    }
+
+    #[test]
+    fn a_hook_is_not_tried_again() {
+        let mut local = LocalState::default();
+        let hook = crate::pod::step::Hook::Exec { command: vec!["x".into()] };
+        let step = Step::PostStart { container: "c".into(), id: "1".into(), hook, pod_ip: None };
+        local.begin(&step, epoch());
+        assert_eq!(local.post_start.get(&"1".into()), Some(&HookState::Running { since: epoch() }));
+        local.record(&step, &failed(true), epoch());
+        assert_eq!(local.post_start.get(&"1".into()), Some(&HookState::Failed { message: "m".into() }));
+        assert!(local.failures.is_empty());
+    }
 }

@@ -1,0 +1,308 @@
+//! One container of a pod that is to run: what its newest instance asks for now. Create, start,
+//! postStart, watch over, end, wait, again; each decision a few lines with its rule.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::ids::ContainerName;
+use crate::pod::containers::{PodContainer, Role, is_host_network};
+use crate::pod::hooks::Target;
+use crate::pod::local::HookState;
+use crate::pod::observed::{ContainerState, ObservedContainer, ObservedSandbox};
+use crate::pod::render::{ContainerPlace, create_container};
+use crate::pod::restart::{
+    after_seconds, backoff_after, backoff_key, finished_at, next_attempt, should_restart,
+};
+use crate::pod::step::{PullPolicy, Step, StopContainer, VolumeAction};
+
+use super::draft::{Draft, Wish};
+
+/// Instances kept per container: the newest, and the one before it for `logs --previous`.
+const KEPT_INSTANCES: usize = 2;
+
+/// Where containers are made.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'p> {
+    pub sandbox: &'p ObservedSandbox,
+    pub volumes: &'p [VolumeAction],
+    pub pod_ips: &'p [IpAddr],
+}
+
+/// How far a container has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Being pulled, made, started, hooked or ended.
+    UnderWay,
+    /// Waits for a back-off or for something outside.
+    Resting,
+    /// Runs; not yet through its startup probe.
+    Running,
+    /// Runs, and what may come after it may come.
+    Started,
+    /// Ended for good.
+    Over,
+}
+
+/// Moves one container on.
+pub(super) fn keep(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>, place: &Place<'_>) -> Progress {
+    if draft.facts.is_busy(&container.name) {
+        return Progress::UnderWay;
+    }
+    let Some(instance) = draft.facts.latest(&container.name) else { return create(draft, container, place) };
+    let here = instance.sandbox == place.sandbox.id;
+    match &instance.state {
+        ContainerState::Created if !here || draft.facts.is_outdated(&container.spec, instance) => {
+            remove(draft, instance);
+            Progress::UnderWay
+        }
+        ContainerState::Created => {
+            let step = Step::StartContainer { container: container.name.clone(), id: instance.id.clone() };
+            under_way(draft.want(step))
+        }
+        ContainerState::Running { .. } => running(draft, container, instance),
+        // What it does cannot be told; it is ended and then judged by its exit.
+        ContainerState::Unknown => {
+            let grace = draft.facts.grace(Some(instance));
+            stop(draft, instance, grace, "its state is unknown to the runtime".to_owned())
+        }
+        ContainerState::Exited { exit_code, .. } => exited(draft, container, instance, *exit_code, place),
+    }
+}
+
+fn under_way(wish: Wish) -> Progress {
+    match wish {
+        Wish::Now => Progress::UnderWay,
+        Wish::Resting => Progress::Resting,
+    }
+}
+
+/// A running instance: ended where it must be, else led through its hook.
+fn running(
+    draft: &mut Draft<'_, '_>,
+    container: &PodContainer<'_>,
+    instance: &ObservedContainer,
+) -> Progress {
+    let facts = draft.facts;
+    if let Some((grace, reason)) = reason_to_stop(draft, container, instance) {
+        return stop(draft, instance, grace, reason);
+    }
+    if container.role == Role::Init {
+        return Progress::UnderWay;
+    }
+    if !facts.is_post_start_done(&container.spec, instance) {
+        return post_start(draft, container, instance);
+    }
+    if facts.is_startup_done(&container.spec, instance) { Progress::Started } else { Progress::Running }
+}
+
+/// Behaviours 18, 19, 20: another image, a probe that gave up, a hook that failed.
+fn reason_to_stop(
+    draft: &Draft<'_, '_>,
+    container: &PodContainer<'_>,
+    instance: &ObservedContainer,
+) -> Option<(Duration, String)> {
+    let facts = draft.facts;
+    let grace = facts.grace(Some(instance));
+    if facts.is_outdated(&container.spec, instance) {
+        return Some((grace, "its definition changed".to_owned()));
+    }
+    let results = facts.probe_results(instance);
+    let probes = [
+        ("startup", &container.spec.startup_probe, results.startup),
+        ("liveness", &container.spec.liveness_probe, results.liveness),
+    ];
+    for (kind, probe, result) in probes {
+        if let (Some(probe), Some(result)) = (probe, result)
+            && !result.healthy
+        {
+            let own = probe.termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+            return Some((
+                own.map_or(grace, Duration::from_secs),
+                format!("{kind} probe failed: {}", result.message),
+            ));
+        }
+    }
+    match facts.snapshot.local.post_start.get(&instance.id) {
+        Some(HookState::Failed { message }) => Some((grace, format!("postStart hook failed: {message}"))),
+        _ => None,
+    }
+}
+
+fn post_start(
+    draft: &mut Draft<'_, '_>,
+    container: &PodContainer<'_>,
+    instance: &ObservedContainer,
+) -> Progress {
+    let ips = draft.facts.pod_ips();
+    let pod_ip = ips.first().copied();
+    let ports = container.spec.ports.as_deref().unwrap_or_default();
+    let handler = container.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+    let Some(hook) = handler.and_then(|handler| Target { ports, pod_ip }.hook(handler)) else {
+        return Progress::Started;
+    };
+    let step = Step::PostStart { container: container.name.clone(), id: instance.id.clone(), hook, pod_ip };
+    under_way(draft.want(step))
+}
+
+/// Ends an instance outside of the pod's own end.
+fn stop(
+    draft: &mut Draft<'_, '_>,
+    instance: &ObservedContainer,
+    grace: Duration,
+    reason: String,
+) -> Progress {
+    let pre_stop = draft.facts.pre_stop(instance).filter(|_| !grace.is_zero());
+    let pod_ip = draft.facts.pod_ips().first().copied();
+    let (container, id) = (instance.name.clone(), instance.id.clone());
+    under_way(draft.want(Step::StopContainer(StopContainer {
+        container,
+        id,
+        pre_stop,
+        pod_ip,
+        grace,
+        reason,
+    })))
+}
+
+pub(super) fn remove(draft: &mut Draft<'_, '_>, instance: &ObservedContainer) {
+    if !draft.facts.is_busy(&instance.name) {
+        draft.want(Step::RemoveContainer { container: instance.name.clone(), id: instance.id.clone() });
+    }
+}
+
+/// An instance that ended: over, or again after the back-off (behaviours 21).
+fn exited(
+    draft: &mut Draft<'_, '_>,
+    container: &PodContainer<'_>,
+    instance: &ObservedContainer,
+    exit_code: i32,
+    place: &Place<'_>,
+) -> Progress {
+    let facts = draft.facts;
+    // Init containers run again in a new sandbox, even those that succeeded in the old one.
+    let again_here = container.role == Role::Init && instance.sandbox != place.sandbox.id;
+    let outdated = facts.is_outdated(&container.spec, instance);
+    if !again_here && !outdated && !should_restart(facts.pod(), container, exit_code) {
+        return Progress::Over;
+    }
+    if let Some(until) = backing_off(draft, container, instance) {
+        let seconds = until.duration_since(draft.now()).as_secs();
+        let code = exit_text(instance, exit_code);
+        let message =
+            format!("{code}; it runs again in {seconds} s: see `longshore logs --previous` for what it said");
+        draft.wait("CrashLoopBackOff", Some(&container.name), message, Some(until));
+        return Progress::Resting;
+    }
+    create(draft, container, place)
+}
+
+fn exit_text(instance: &ObservedContainer, exit_code: i32) -> String {
+    let reason = match &instance.state {
+        ContainerState::Exited { reason, .. } if !reason.is_empty() => format!(" ({reason})"),
+        _ => String::new(),
+    };
+    format!("container {} ended with exit code {exit_code}{reason}", instance.name)
+}
+
+fn backing_off(
+    draft: &Draft<'_, '_>,
+    container: &PodContainer<'_>,
+    instance: &ObservedContainer,
+) -> Option<jiff::Timestamp> {
+    let snapshot = draft.facts.snapshot;
+    let before = snapshot.local.backoff.get(&container.name);
+    let state =
+        backoff_after(before, backoff_key(&container.spec), instance, snapshot.node.max_restart_backoff)?;
+    let until = after_seconds(finished_at(instance)?, i64::from(state.delay_seconds));
+    (until > draft.now()).then_some(until)
+}
+
+/// A new instance: once services, volumes and image are there.
+fn create(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>, place: &Place<'_>) -> Progress {
+    let facts = draft.facts;
+    let snapshot = facts.snapshot;
+    if !snapshot.node.services_synced && !is_host_network(facts.pod()) {
+        let message =
+            "the node's Services are not in the kernel yet; containers start after their first sync";
+        draft.wait("ServicesNotSynced", Some(&container.name), message, None);
+        return Progress::Resting;
+    }
+    let Some(image) = snapshot.local.images.get(&container.name) else { return pull(draft, container) };
+    let attempt = next_attempt(snapshot.observed, &container.name);
+    let target = ContainerPlace {
+        sandbox: &place.sandbox.id,
+        sandbox_attempt: place.sandbox.attempt,
+        pod_ips: place.pod_ips,
+        volumes: place.volumes,
+        image,
+        attempt,
+    };
+    match create_container(snapshot, container, &target) {
+        Ok(made) => under_way(draft.want(Step::CreateContainer(Box::new(made)))),
+        Err(error) => {
+            draft.wait("CreateContainerConfigError", Some(&container.name), error.to_string(), None);
+            Progress::Resting
+        }
+    }
+}
+
+fn pull(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>) -> Progress {
+    let policy = match container.spec.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        _ => PullPolicy::IfNotPresent,
+    };
+    let image = container.spec.image.clone().unwrap_or_default();
+    under_way(draft.want(Step::PullImage { container: container.name.clone(), image, policy }))
+}
+
+/// Images of containers that never ran are fetched while the rest is prepared.
+pub(super) fn pull_ahead(draft: &mut Draft<'_, '_>) {
+    let facts = draft.facts;
+    for container in &facts.containers {
+        let needed = facts.latest(&container.name).is_none()
+            && !facts.is_busy(&container.name)
+            && !facts.snapshot.local.images.contains_key(&container.name)
+            && !is_passed(draft, container);
+        if needed {
+            pull(draft, container);
+        }
+    }
+}
+
+/// An init container whose record is gone although a later container ran: its time is over.
+fn is_passed(draft: &Draft<'_, '_>, container: &PodContainer<'_>) -> bool {
+    let facts = draft.facts;
+    let later = |other: &&PodContainer<'_>| {
+        other.role == Role::Main || (other.role == Role::Init && other.index > container.index)
+    };
+    container.role == Role::Init
+        && facts.containers.iter().filter(later).any(|other| facts.latest_in_sandbox(&other.name).is_some())
+}
+
+/// Everything in an unusable sandbox ends before a new one is made.
+pub(super) fn stop_for_new_sandbox(draft: &mut Draft<'_, '_>) {
+    for instance in draft.facts.snapshot.observed.containers.iter().filter(|instance| instance.may_run()) {
+        if matches!(instance.state, ContainerState::Created) {
+            remove(draft, instance);
+        } else if !draft.facts.is_busy(&instance.name) {
+            let grace = draft.facts.grace(Some(instance));
+            stop(draft, instance, grace, "the pod's sandbox is being replaced".to_owned());
+        }
+    }
+}
+
+/// Ended instances beyond those kept.
+pub(super) fn remove_old(draft: &mut Draft<'_, '_>) {
+    let facts = draft.facts;
+    let mut names: Vec<&ContainerName> =
+        facts.snapshot.observed.containers.iter().map(|instance| &instance.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let old = facts.instances(name).skip(KEPT_INSTANCES).filter(|instance| !instance.may_run());
+        for instance in old.collect::<Vec<_>>() {
+            remove(draft, instance);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! After the end: volumes, then cgroup, then folders are released, and what the runtime keeps is
+//! thinned out or forgotten (behaviours 5, 29, 43).
+
+use std::collections::BTreeSet;
+
+use crate::pod::containers::spec;
+use crate::pod::lifecycle::forgets_runtime;
+use crate::pod::step::{Step, StepKind};
+use crate::resources::cgroup_names;
+use crate::resources::qos::qos_class;
+
+use super::draft::Draft;
+use super::{containers, sandbox};
+
+pub(super) fn release(draft: &mut Draft<'_, '_>) {
+    forget(draft);
+    if !volumes_released(draft) || !cgroup_removed(draft) {
+        return;
+    }
+    if !draft.is_done(StepKind::RemovePodDirs, "") {
+        draft.want(Step::RemovePodDirs);
+    }
+}
+
+/// What the runtime still has of the pod: all of it goes with the pod, else only what is too old.
+pub(super) fn forget(draft: &mut Draft<'_, '_>) {
+    if !forgets_runtime(draft.facts) {
+        containers::remove_old(draft);
+        sandbox::remove_old(draft);
+        return;
+    }
+    let observed = draft.facts.snapshot.observed;
+    for instance in &observed.containers {
+        containers::remove(draft, instance);
+    }
+    if observed.containers.is_empty() {
+        for sandbox in &observed.sandboxes {
+            draft.want(Step::RemoveSandbox { id: sandbox.id.clone() });
+        }
+    }
+}
+
+/// A folder of the node needs no release; all others do, whether this agent set them up or one before.
+fn volumes_released(draft: &mut Draft<'_, '_>) -> bool {
+    let spec = spec(draft.facts.pod());
+    let of_spec = spec.volumes.iter().flatten().filter(|volume| volume.host_path.is_none());
+    let known = draft.facts.snapshot.local.volumes.keys().cloned();
+    let host: BTreeSet<&str> = spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter(|volume| volume.host_path.is_some())
+        .map(|volume| volume.name.as_str())
+        .collect();
+    let mut names: BTreeSet<String> = of_spec.map(|volume| volume.name.clone()).collect();
+    names.extend(known.filter(|name| !host.contains(name.as_str())));
+    let mut released = true;
+    for volume in names {
+        if !draft.is_done(StepKind::ReleaseVolume, &volume) {
+            released = false;
+            draft.want(Step::ReleaseVolume { volume });
+        }
+    }
+    released
+}
+
+fn cgroup_removed(draft: &mut Draft<'_, '_>) -> bool {
+    let snapshot = draft.facts.snapshot;
+    let settings = &snapshot.node.cgroups;
+    if !settings.per_qos || draft.is_done(StepKind::RemoveCgroup, "") {
+        return true;
+    }
+    let path = cgroup_names::pod(settings, qos_class(draft.facts.pod()), &snapshot.desired.uid);
+    draft.want(Step::RemoveCgroup { path });
+    false
+}
