@@ -7,5 +7,6 @@ pub mod document;
 pub mod journal;
 pub mod metrics;
 pub mod pods;
+pub mod sources;
 pub mod text;
 pub mod volumes;

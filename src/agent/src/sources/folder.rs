@@ -1,0 +1,361 @@
+//! What a folder of manifests wants, as a pure state: contents of files in, changes of objects and
+//! problems out. A broken file keeps what it last said; nothing is lost by a mistake in an editor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use longshore_core::ids::{ObjectKey, PodKey, PodUid};
+use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
+use longshore_core::service::types::{EndpointSlice, Service};
+use longshore_core::wire::SourceProblem;
+
+use super::object::{Fault, Object, ObjectId, read_document};
+use crate::document;
+
+/// Larger files are a problem and are not read, bytes. The API's own limit of an object is 1.5 MiB.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// More files than this in one folder are a problem; the first by name count.
+pub const MAX_FILES: usize = 4096;
+/// After the folder was gone and came back, a file still missing is given this long to come back too:
+/// `mkdir` and `cp` are two steps, and the pods run.
+pub const RETURN_GRACE: SignedDuration = SignedDuration::from_secs(10);
+
+/// One look at the folder.
+#[derive(Clone, Debug)]
+pub enum Scan {
+    Files(BTreeMap<PathBuf, FileContent>),
+    /// The folder itself cannot be read; why.
+    Unreadable(String),
+}
+
+#[derive(Clone, Debug)]
+pub enum FileContent {
+    /// As at the last look.
+    Same,
+    Bytes(Vec<u8>),
+    /// Too large, no permission, an I/O error; why.
+    Unreadable(String),
+}
+
+/// One change for the rest of the daemon. `None` means that the object is gone.
+#[derive(Clone, Debug)]
+pub enum Change {
+    ConfigMap(ObjectKey, Option<Arc<ConfigMap>>),
+    Secret(ObjectKey, Option<Arc<Secret>>),
+    Service(ObjectKey, Option<Box<Service>>),
+    EndpointSlice(ObjectKey, Option<Box<EndpointSlice>>),
+    /// A pod to run, or, with `deletion` set, one to end.
+    Pod(Box<DesiredPod>),
+}
+
+/// An object and where it was written.
+#[derive(Clone, Debug, PartialEq)]
+struct Written {
+    object: Object,
+    path: PathBuf,
+    document: usize,
+}
+
+/// What one file last said.
+#[derive(Clone, Debug, Default)]
+struct FileState {
+    objects: BTreeMap<ObjectId, Written>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Problem {
+    place: String,
+    object: Option<String>,
+    message: String,
+}
+
+/// The folder as last understood.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    root: PathBuf,
+    files: BTreeMap<PathBuf, FileState>,
+    /// What the daemon was told.
+    published: BTreeMap<ObjectId, Written>,
+    problems: BTreeMap<Problem, Timestamp>,
+    gone: bool,
+    returned_at: Option<Timestamp>,
+}
+
+impl Folder {
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            files: BTreeMap::new(),
+            published: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            gone: false,
+            returned_at: None,
+        }
+    }
+
+    /// Takes one look and returns what changed, in the order it should be heard: what pods refer to
+    /// first, then ends of pods, then pods.
+    pub fn apply(&mut self, scan: Scan, now: Timestamp) -> Vec<Change> {
+        let files = match scan {
+            Scan::Unreadable(why) => {
+                self.gone = true;
+                let message = format!(
+                    "the manifest folder cannot be read ({why}); what runs goes on, bring the folder back"
+                );
+                self.note_problems(
+                    [Problem { place: self.root.display().to_string(), object: None, message }],
+                    now,
+                );
+                return Vec::new();
+            }
+            Scan::Files(files) => files,
+        };
+        if std::mem::take(&mut self.gone) {
+            self.returned_at = Some(now);
+        }
+        let forgiving = self.is_forgiving(now);
+        self.files.retain(|path, _| forgiving || files.contains_key(path));
+        for (path, content) in files {
+            self.take_file(path, content);
+        }
+        let (winners, mut problems) = self.winners();
+        problems.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
+        self.note_problems(problems, now);
+        self.publish(winners, now)
+    }
+
+    /// When to look again although nothing happened: the end of the grace after a return.
+    pub fn look_again_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let end = self.returned_at?.saturating_add(RETURN_GRACE).ok()?;
+        (end > now).then_some(end)
+    }
+
+    /// What is wrong now, by place.
+    pub fn problems(&self) -> Vec<SourceProblem> {
+        let show = |(problem, since): (&Problem, &Timestamp)| SourceProblem {
+            place: problem.place.clone(),
+            object: problem.object.clone(),
+            message: problem.message.clone(),
+            since: *since,
+        };
+        self.problems.iter().map(show).collect()
+    }
+
+    /// Files and objects, for the node's overview.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.files.len(), self.published.len())
+    }
+
+    fn is_forgiving(&mut self, now: Timestamp) -> bool {
+        let forgiving = self.look_again_at(now).is_some();
+        if !forgiving {
+            self.returned_at = None;
+        }
+        forgiving
+    }
+
+    fn take_file(&mut self, path: PathBuf, content: FileContent) {
+        let root = self.root.clone();
+        let file = self.files.entry(path.clone()).or_default();
+        let shown = root.join(&path).display().to_string();
+        match content {
+            FileContent::Same => {}
+            FileContent::Unreadable(why) => file.keep(shown, 0, format!("cannot be read: {why}")),
+            FileContent::Bytes(bytes) => match std::str::from_utf8(&bytes) {
+                Err(error) => {
+                    let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+                    file.keep(shown, line as u32, "is not UTF-8 text; save it as UTF-8".to_owned());
+                }
+                Ok(text) => file.read(&root.join(&path), shown, text),
+            },
+        }
+    }
+
+    /// The first file by path that has an object has it; a later one is a problem naming both.
+    fn winners(&self) -> (BTreeMap<ObjectId, Written>, Vec<Problem>) {
+        let mut winners: BTreeMap<ObjectId, Written> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for written in self.files.values().flat_map(|file| file.objects.iter()) {
+            let (id, written) = written;
+            match winners.get(id) {
+                None => drop(winners.insert(id.clone(), written.clone())),
+                Some(first) => problems.push(Problem {
+                    place: written.path.display().to_string(),
+                    object: Some(id.to_string()),
+                    message: format!(
+                        "{} has the same {id}, and the first file by name counts; rename or remove one of them",
+                        first.path.display()
+                    ),
+                }),
+            }
+        }
+        (winners, problems)
+    }
+
+    fn publish(&mut self, winners: BTreeMap<ObjectId, Written>, now: Timestamp) -> Vec<Change> {
+        let before = std::mem::take(&mut self.published);
+        let mut changes = Vec::new();
+        let mut pods = Vec::new();
+        let ids: BTreeSet<&ObjectId> = before.keys().chain(winners.keys()).collect();
+        for id in ids {
+            let (old, new) = (before.get(id), winners.get(id));
+            if old == new {
+                continue;
+            }
+            if let Some(end) = old.and_then(|old| end_of_pod(id, old, new, now)) {
+                changes.push(Change::Pod(Box::new(end)));
+            }
+            match new {
+                Some(new) => match change_to(id, new, now) {
+                    change @ Change::Pod(_) => pods.push(change),
+                    change => changes.push(change),
+                },
+                None => changes.extend(change_to_gone(id)),
+            }
+        }
+        self.published = winners;
+        changes.extend(pods);
+        changes
+    }
+
+    fn note_problems(&mut self, problems: impl IntoIterator<Item = Problem>, now: Timestamp) {
+        let before = std::mem::take(&mut self.problems);
+        self.problems = problems
+            .into_iter()
+            .map(|problem| {
+                let since = before.get(&problem).copied().unwrap_or(now);
+                (problem, since)
+            })
+            .collect();
+    }
+}
+
+impl FileState {
+    /// The file cannot be understood as a whole: all it last said stays.
+    fn keep(&mut self, shown: String, line: u32, message: String) {
+        let place = if line > 0 { format!("{shown}:{line}") } else { shown };
+        let kept = match self.objects.len() {
+            0 => "",
+            _ => "; its objects stay as they were",
+        };
+        self.problems = vec![Problem { place, object: None, message: format!("{message}{kept}") }];
+    }
+
+    fn read(&mut self, path: &Path, shown: String, text: &str) {
+        let documents = match document::parse(&shown, text) {
+            Ok(documents) => documents,
+            Err(error) => return self.keep(shown, error.place.line, error.message),
+        };
+        if documents.is_empty() {
+            // An editor truncates before it writes; and an emptied file is more often an accident.
+            if self.objects.is_empty() {
+                self.problems.clear();
+            } else {
+                self.keep(shown, 0, "is empty; remove the file to end its objects".to_owned());
+            }
+            return;
+        }
+        let before = std::mem::take(&mut self.objects);
+        self.problems.clear();
+        let mut faulty = false;
+        for (index, node) in documents.iter().enumerate() {
+            for result in read_document(node) {
+                match result {
+                    Ok((id, object)) => {
+                        self.take_object(
+                            &shown,
+                            id,
+                            Written { object, path: path.to_owned(), document: index + 1 },
+                        );
+                    }
+                    Err(fault) => {
+                        faulty |= !fault.foreign;
+                        self.take_fault(&shown, fault);
+                    }
+                }
+            }
+        }
+        if faulty {
+            // What a mistake hides must not look removed.
+            for (id, old) in before {
+                self.objects.entry(id).or_insert(old);
+            }
+        }
+    }
+
+    fn take_object(&mut self, shown: &str, id: ObjectId, written: Written) {
+        if self.objects.contains_key(&id) {
+            let message =
+                format!("this file has two of {id}, and the first counts; rename or remove one of them");
+            self.problems.push(Problem { place: shown.to_owned(), object: Some(id.to_string()), message });
+            return;
+        }
+        self.objects.insert(id, written);
+    }
+
+    fn take_fault(&mut self, shown: &str, fault: Fault) {
+        let place = if fault.line > 0 { format!("{shown}:{}", fault.line) } else { shown.to_owned() };
+        self.problems.push(Problem { place, object: fault.object, message: fault.message });
+    }
+}
+
+fn change_to(id: &ObjectId, written: &Written, now: Timestamp) -> Change {
+    let key = id.key.clone();
+    match &written.object {
+        Object::ConfigMap(map) => Change::ConfigMap(key, Some(map.clone())),
+        Object::Secret(secret) => Change::Secret(key, Some(secret.clone())),
+        Object::Service(service) => Change::Service(key, Some(service.clone())),
+        Object::EndpointSlice(slice) => Change::EndpointSlice(key, Some(slice.clone())),
+        Object::Pod { pod, uid } => Change::Pod(Box::new(desired(id, pod, uid, written, now))),
+    }
+}
+
+fn change_to_gone(id: &ObjectId) -> Option<Change> {
+    use super::object::Kind;
+    let key = id.key.clone();
+    match id.kind {
+        Kind::ConfigMap => Some(Change::ConfigMap(key, None)),
+        Kind::Secret => Some(Change::Secret(key, None)),
+        Kind::Service => Some(Change::Service(key, None)),
+        Kind::EndpointSlice => Some(Change::EndpointSlice(key, None)),
+        // Its end says it.
+        Kind::Pod => None,
+    }
+}
+
+fn desired(id: &ObjectId, pod: &Arc<Pod>, uid: &PodUid, written: &Written, now: Timestamp) -> DesiredPod {
+    DesiredPod {
+        key: PodKey::new(id.key.namespace.clone(), id.key.name.clone()),
+        uid: uid.clone(),
+        pod: pod.clone(),
+        source: PodSource::File { path: written.path.clone(), document: written.document },
+        seen_at: now,
+        deletion: None,
+    }
+}
+
+/// The end of the life `old`, unless `new` is the same life.
+fn end_of_pod(id: &ObjectId, old: &Written, new: Option<&Written>, now: Timestamp) -> Option<DesiredPod> {
+    let Object::Pod { pod, uid } = &old.object else { return None };
+    let cause = match new.map(|new| &new.object) {
+        Some(Object::Pod { uid: next, .. }) if next == uid => return None,
+        Some(_) => EndCause::Replaced,
+        None => EndCause::Deleted,
+    };
+    let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    let mut end = desired(id, pod, uid, old, now);
+    end.deletion = Some(Deletion {
+        requested_at: now,
+        grace_seconds: u32::try_from(grace.max(0)).unwrap_or(u32::MAX),
+        cause,
+    });
+    Some(end)
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;
