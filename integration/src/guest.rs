@@ -26,6 +26,9 @@ const MODULES: &[&str] = &[
     "ip_vs_dh",
     "ip_vs_sh",
     "ip_vs_sed",
+    "ip_vs_fo",
+    "ip_vs_ovf",
+    "ip_vs_twos",
     "ip_vs_nq",
     "ip_vs_mh",
     "nf_conntrack",
@@ -54,6 +57,7 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; m
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /dev/pts /run /var/run; mount -t devpts devpts /dev/pts; mount -t tmpfs run /run
 ip link set lo up
+echo 1 > /proc/sys/kernel/printk # its messages would cut the tests' lines in two
 echo 'longshore-guest: up'
 for module in $(cat /modules); do modprobe "$module" || echo "no module $module"; done
 export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/bin HOME=/root
@@ -66,13 +70,12 @@ echo 'longshore-guest: end'
 sync; poweroff -f
 "#;
 
-/// Builds the `vm_*` test binaries static, boots the guest with them and counts their results.
+/// Builds the `vm_*` test binaries, boots the guest with them and counts their results.
 ///
 /// # Errors
 /// Where they do not compile or the guest does not come to its end.
 pub fn run_tests() -> Result<Tally> {
-    let extra = ["--target", "x86_64-unknown-linux-gnu", "--target-dir", "target/static"];
-    let binaries = build_tests("vm", &extra, &[("RUSTFLAGS", "-C target-feature=+crt-static")])?;
+    let binaries = build_tests("vm")?;
     if binaries.is_empty() {
         return Ok(Tally::default());
     }
@@ -175,11 +178,23 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
         let place = top.join("tests").join(&test.name);
         fs::copy(&test.path, &place)?;
         Run::new("strip").arg_path(&place).check()?;
+        libraries(&test.path, top)?;
     }
     modules(root, top)?;
     let pack =
         format!("cd {} && find . | cpio --quiet -o -H newc | gzip -1 > {}", top.display(), out.display());
     Run::shell(&pack).check().map(drop)
+}
+
+/// Copies this machine's libraries that a program is linked with, to the same places.
+fn libraries(program: &Path, top: &Path) -> Result<()> {
+    let list = Run::new("ldd").arg_path(program).check()?;
+    for library in list.split_whitespace().filter(|word| word.starts_with('/')) {
+        let place = top.join(library.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().context("a file has a folder")?)?;
+        fs::copy(library, place).with_context(|| format!("cannot copy {library}"))?;
+    }
+    Ok(())
 }
 
 /// Copies the modules and their dependencies, unpacked, as busybox's modprobe reads them.

@@ -129,7 +129,7 @@ fn vm() -> Result<Tally> {
 
 fn netns() -> Result<Tally> {
     let mut tally = Tally::default();
-    for binary in build_tests("netns", &[], &[])? {
+    for binary in build_tests("netns")? {
         tally.add(counted(in_own_namespaces(&binary.path), &binary.name)?);
     }
     Ok(tally)
@@ -146,7 +146,7 @@ pub struct TestBinary {
 ///
 /// # Errors
 /// Where they do not compile.
-pub fn build_tests(tier: &str, extra: &[&str], env: &[(&str, &str)]) -> Result<Vec<TestBinary>> {
+pub fn build_tests(tier: &str) -> Result<Vec<TestBinary>> {
     let mut by_package: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (package, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name) == Some(tier)) {
         by_package.entry(package).or_default().push(name);
@@ -154,10 +154,7 @@ pub fn build_tests(tier: &str, extra: &[&str], env: &[(&str, &str)]) -> Result<V
     let mut binaries = Vec::new();
     for (package, names) in by_package {
         let mut command = Command::new("cargo");
-        command
-            .args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &package])
-            .args(extra)
-            .envs(env.iter().copied());
+        command.args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &package]);
         for name in &names {
             command.args(["--test", name]);
         }
