@@ -41,7 +41,7 @@ impl Tier {
     }
 
     /// Why this machine cannot run the tier, if so.
-    fn obstacle(self) -> Option<String> {
+    pub fn obstacle(self) -> Option<String> {
         match self {
             Tier::Unit => None,
             Tier::Netns => missing(&["ip", "nft", "unshare"]),

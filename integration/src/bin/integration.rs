@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use longshore_integration::report::Tally;
 use longshore_integration::scenario::suite;
-use longshore_integration::{check, guest, images, native, node, tiers, vm};
+use longshore_integration::{bench, check, demo, guest, images, native, node, tiers, vm};
 
 #[derive(Debug, Parser)]
 #[command(about = "Tests and throwaway nodes of longshore")]
@@ -22,6 +22,12 @@ enum Sub {
     Check,
     /// Run test tiers: those named, or every one this machine can run.
     Test { tiers: Vec<tiers::Tier> },
+    /// Show the main job on a throwaway node.
+    Demo,
+    /// A shell on such a node.
+    Shell,
+    /// Figures on the native node.
+    Bench,
     /// Build the test images; prints the folder with the archives.
     Images,
     /// Build the node's root and unpack the images; prints containerd's state folder.
@@ -43,6 +49,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Sub::Check => check::run(),
         Sub::Test { tiers } => tiers::run(&tiers),
+        Sub::Demo => demo::run(),
+        Sub::Shell => demo::shell(),
+        Sub::Bench => bench::run(),
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
         Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),

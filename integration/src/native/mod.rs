@@ -5,6 +5,7 @@ pub mod init;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -49,6 +50,8 @@ pub struct NativeNode {
     outside: i32,
     logs: PathBuf,
     services: Vec<(Service, Owned)>,
+    /// Bound into the node: the daemon says there that it is ready, as it does to systemd.
+    notify: TempDir,
     // Removed last, when nothing is mounted on it any more.
     _scratch: TempDir,
 }
@@ -63,11 +66,15 @@ impl NativeNode {
         let store = if options.images { Some(image_store()?) } else { None };
         let logs = node::log_folder(&options.name)?;
         let scratch = tempfile::Builder::new().prefix("longshore-node-").tempdir()?;
-        let mut binds = vec![(logs.clone(), PathBuf::from("/var/log/harness"))];
+        let notify = tempfile::Builder::new().prefix("longshore-notify-").tempdir()?;
+        let mut binds = vec![
+            (logs.clone(), PathBuf::from("/var/log/harness")),
+            (notify.path().to_owned(), PathBuf::from("/run/harness")),
+        ];
         binds.extend(options.binary.clone().map(|binary| (binary, PathBuf::from(BINARY))));
         let plan = init::Plan { root, scratch: scratch.path().to_owned(), binds };
         let (init, pid, outside) = first_process(&plan, &logs)?;
-        let mut node = Self { init, pid, outside, logs, services: Vec::new(), _scratch: scratch };
+        let mut node = Self { init, pid, outside, logs, services: Vec::new(), notify, _scratch: scratch };
         if let Some(store) = store {
             let from = store.display();
             let to = node.path("/var/lib/containerd");
@@ -120,22 +127,47 @@ impl NativeNode {
         Ok(())
     }
 
-    fn ready(&mut self, service: Service) -> Result<()> {
-        let probe = match service {
-            Service::Containerd => "ctr --connect-timeout 1s version",
-            Service::Agent => "longshore ps",
-        };
-        let result = wait_until(Duration::from_secs(30), Duration::from_millis(50), || {
-            if let Some(code) =
-                self.services.iter_mut().find(|(s, _)| *s == service).and_then(|(_, c)| c.ended())
-            {
-                // Waiting longer for a process that has ended helps nobody: the code is the answer.
-                return Ok(Err(anyhow!("{} ended with {code}", service.name())));
+    fn ended(&mut self, service: Service) -> Option<i32> {
+        self.services.iter_mut().find(|(s, _)| *s == service).and_then(|(_, child)| child.ended())
+    }
+
+    /// Waits until `is_ready`, or until the service has ended: its code is the answer then.
+    fn wait_for(&mut self, service: Service, mut is_ready: impl FnMut(&Self) -> Result<()>) -> Result<()> {
+        let result =
+            wait_until(Duration::from_secs(30), Duration::from_millis(20), || match self.ended(service) {
+                Some(code) => Ok(Err(anyhow!("{} ended with {code}", service.name()))),
+                None => is_ready(self).map(Ok),
+            });
+        let log =
+            |node: &Self| format!("{} does not come up; its log:\n{}", service.name(), node.log(service, 15));
+        result.and_then(|ended| ended).with_context(|| log(self))
+    }
+
+    fn start_containerd(&mut self) -> Result<()> {
+        self.spawn(Service::Containerd, "containerd --config /etc/containerd/native.toml")?;
+        self.wait_for(Service::Containerd, |node| sh(node, "ctr --connect-timeout 1s version").map(drop))
+    }
+
+    /// The daemon is ready when it says so (sd_notify(3)).
+    fn start_agent(&mut self) -> Result<()> {
+        let socket = self.notify.path().join("notify");
+        if socket.exists() {
+            fs::remove_file(&socket)?;
+        }
+        let socket = UnixDatagram::bind(&socket)?;
+        socket.set_nonblocking(true)?;
+        let line = format!(
+            "env NOTIFY_SOCKET=/run/harness/notify {BINARY} agent --standalone --manifests {MANIFESTS} --config {CONFIG}"
+        );
+        self.spawn(Service::Agent, &line)?;
+        self.wait_for(Service::Agent, |_| {
+            let mut said = [0; 4096];
+            while let Ok(n) = socket.recv(&mut said) {
+                if String::from_utf8_lossy(&said[..n]).lines().any(|line| line == "READY=1") {
+                    return Ok(());
+                }
             }
-            sh(self, probe).map(|_| Ok(()))
-        });
-        result.and_then(|ended| ended).with_context(|| {
-            format!("{} does not come up; its log:\n{}", service.name(), self.log(service, 15))
+            bail!("it has not said READY=1")
         })
     }
 }
@@ -191,13 +223,9 @@ impl Node for NativeNode {
 
     fn start(&mut self, service: Service) -> Result<()> {
         match service {
-            Service::Containerd => self.spawn(service, "containerd --config /etc/containerd/native.toml")?,
-            Service::Agent => self.spawn(
-                service,
-                &format!("{BINARY} agent --standalone --manifests {MANIFESTS} --config {CONFIG}"),
-            )?,
+            Service::Containerd => self.start_containerd(),
+            Service::Agent => self.start_agent(),
         }
-        self.ready(service)
     }
 
     fn stop(&mut self, service: Service, signal: &str) -> Result<()> {
