@@ -10,4 +10,5 @@ pub mod fake;
 pub mod ipvs;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod route;

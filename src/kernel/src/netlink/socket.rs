@@ -74,6 +74,11 @@ impl NetlinkSocket {
         self.seq
     }
 
+    /// Use up sequence numbers for messages that were encoded elsewhere.
+    pub fn skip_seqs(&mut self, count: u32) {
+        self.seq = self.seq.wrapping_add(count);
+    }
+
     /// Send requests that each ask for an acknowledgement, and give each its outcome, in order. A
     /// failure of the conversation stands for every request without an answer.
     ///
@@ -227,15 +232,35 @@ impl NetlinkSocket {
     /// Receive one datagram and hand its messages to `each`.
     pub fn receive(
         &mut self,
-        mut each: impl FnMut(RawMessage<'_>) -> Result<(), NetlinkError>,
+        each: impl FnMut(RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
+        if self.receive_with(MsgFlags::empty(), each)? {
+            Ok(())
+        } else {
+            Err(NetlinkError::TimedOut(ANSWER_DEADLINE))
+        }
+    }
+
+    /// The same for a datagram that waits already; `false` when there is none.
+    pub fn receive_waiting(
+        &mut self,
+        each: impl FnMut(RawMessage<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<bool, NetlinkError> {
+        self.receive_with(MsgFlags::MSG_DONTWAIT, each)
+    }
+
+    fn receive_with(
+        &mut self,
+        flags: MsgFlags,
+        mut each: impl FnMut(RawMessage<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<bool, NetlinkError> {
         let len = loop {
             // MSG_TRUNC makes the kernel tell the datagram's length even when it was cut.
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
+            match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC | flags) {
                 Ok(len) => break len,
                 Err(Errno::EINTR) => {}
                 Err(Errno::ENOBUFS) => return Err(NetlinkError::Overrun),
-                Err(Errno::EAGAIN) => return Err(NetlinkError::TimedOut(ANSWER_DEADLINE)),
+                Err(Errno::EAGAIN) => return Ok(false),
                 Err(source) => return Err(NetlinkError::Receive { source }),
             }
         };
@@ -247,12 +272,15 @@ impl NetlinkSocket {
             }
             each(message)?;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Make room for a datagram of `bytes` to send and as many answers, past the system's limit where
-    /// CAP_NET_ADMIN allows it.
+    /// Make room for a datagram of `bytes` to send, past the system's limit where CAP_NET_ADMIN allows
+    /// it.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), NetlinkError> {
+        if bytes <= RECEIVE_BUFFER {
+            return Ok(());
+        }
         // The kernel doubles the value for its own bookkeeping, so that this is generous.
         let size = bytes.max(RECEIVE_BUFFER) + RECEIVE_BUFFER;
         setsockopt(&self.socket.as_fd(), sockopt::SndBufForce, &size)

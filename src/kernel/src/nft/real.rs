@@ -1,0 +1,332 @@
+//! `Nft` on a netlink socket.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use longshore_core::ruleset::nft::{
+    Chain, Element, ElementKey, ElementValue, NftBatch, NftOp, NftTable, Set, SetSpec, TableKey,
+};
+use nix::errno::Errno;
+
+use super::decode::{self, RawElement};
+use super::encode::{self, Transaction};
+use super::wire::{self, attr, kind, msg};
+use super::{CounterValue, Nft, NftDump, NftError};
+use crate::netlink::socket::parse_ack;
+use crate::netlink::wire::{Builder, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, RawMessage};
+use crate::netlink::{NetlinkError, NetlinkSocket, Refusal, SharedSocket};
+
+/// A dump takes several requests; when the ruleset changes in between it starts again this often.
+const DUMP_ATTEMPTS: u32 = 5;
+
+/// nf_tables of the network namespace it was opened in.
+#[derive(Debug, Clone)]
+pub struct RealNft {
+    socket: SharedSocket,
+    known: Arc<Mutex<KnownSets>>,
+}
+
+/// Whether the ranges of a set are written as two elements, by table and set. Asked once per set, since
+/// an operation on elements does not say.
+type KnownSets = BTreeMap<(TableKey, String), bool>;
+
+impl RealNft {
+    /// Open nf_tables of the calling thread's network namespace.
+    pub fn open() -> Result<Self, NftError> {
+        let mut socket = NetlinkSocket::open(wire::NETLINK_NETFILTER).map_err(NftError::Unavailable)?;
+        generation(&mut socket).map_err(NftError::Unavailable)?;
+        Ok(RealNft { socket: SharedSocket::new(socket), known: Arc::default() })
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        what: String,
+        conversation: impl FnOnce(&mut NetlinkSocket) -> Result<T, NetlinkError> + Send + 'static,
+    ) -> Result<T, NftError> {
+        let outcome = self.socket.run(conversation).await.and_then(|result| result);
+        outcome.map_err(|source| NftError::Read { what, source })
+    }
+}
+
+#[async_trait]
+impl Nft for RealNft {
+    async fn apply(&self, batch: &NftBatch, generation: Option<u32>) -> Result<(), NftError> {
+        if let Some((index, name)) = encode::unsupported(batch) {
+            let op = batch.ops[index].to_string();
+            return Err(NftError::Unsupported { table: batch.table.clone(), op, name });
+        }
+        if batch.ops.is_empty() {
+            return Ok(());
+        }
+        let owned = batch.clone();
+        let known = Arc::clone(&self.known);
+        let outcome = self
+            .socket
+            .run(move |socket| {
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                commit(socket, &mut known, &owned, generation)
+            })
+            .await;
+        outcome.unwrap_or_else(|source| Err(NftError::NoAnswer { table: batch.table.clone(), source }))
+    }
+
+    async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError> {
+        let (what, table) = (format!("table {table}"), table.clone());
+        self.read(what, move |socket| dump_consistently(socket, &table)).await
+    }
+
+    async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
+        self.read("tables".to_owned(), list_tables).await
+    }
+
+    async fn generation(&self) -> Result<u32, NftError> {
+        self.read("generation".to_owned(), generation).await
+    }
+}
+
+fn commit(
+    socket: &mut NetlinkSocket,
+    known: &mut KnownSets,
+    batch: &NftBatch,
+    generation: Option<u32>,
+) -> Result<(), NftError> {
+    let no_answer = |source| NftError::NoAnswer { table: batch.table.clone(), source };
+    let as_ends = sets_as_ends(socket, known, batch).map_err(no_answer)?;
+    let transaction = encode::transaction(batch, socket.next_seq(), generation, &as_ends);
+    socket.skip_seqs(transaction.op_of.len() as u32 + 1);
+    socket.reserve(transaction.bytes.len()).map_err(no_answer)?;
+    socket.send(&transaction.bytes).map_err(no_answer)?;
+    let outcome = answer(socket, &transaction).map_err(no_answer)?;
+    if let Err((index, source)) = outcome {
+        return Err(match (index, source.errno) {
+            (_, Errno::ERESTART) => NftError::Changed { table: batch.table.clone() },
+            (Some(index), _) => NftError::refused(batch, index, source),
+            (None, _) => NftError::Transaction { table: batch.table.clone(), ops: batch.ops.len(), source },
+        });
+    }
+    remember(known, batch);
+    Ok(())
+}
+
+/// What the kernel said of a transaction: taken, or the first refusal and the operation it is about.
+type Outcome = Result<(), (Option<usize>, Refusal)>;
+
+fn answer(socket: &mut NetlinkSocket, transaction: &Transaction) -> Result<Outcome, NetlinkError> {
+    let mut first: Option<(Option<usize>, Refusal)> = None;
+    let ended = Cell::new(false);
+    let mut read = |message: RawMessage<'_>| {
+        let within = message.seq.wrapping_sub(transaction.begin) as usize <= transaction.op_of.len() + 1;
+        if message.kind != NLMSG_ERROR || !within {
+            return Ok(()); // A late answer to an earlier, abandoned request.
+        }
+        if let Err(refusal) = parse_ack(&message)? {
+            first.get_or_insert((transaction.op(message.seq), refusal));
+        }
+        // An error of the begin message means that nothing else of the batch is answered.
+        let last = message.seq == transaction.last() || message.seq == transaction.begin;
+        ended.set(ended.get() || last);
+        Ok(())
+    };
+    loop {
+        match socket.receive(&mut read) {
+            Ok(()) if ended.get() => break,
+            Ok(()) => {}
+            // Only a refused batch has more answers than the buffer holds; those that arrived tell why.
+            Err(NetlinkError::Overrun) => {
+                while socket.receive_waiting(&mut read)? {}
+                return Ok(Err(first.ok_or(NetlinkError::Overrun)?));
+            }
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(first.map_or(Ok(()), Err))
+}
+
+/// The sets of a batch's elements whose ranges are written as two elements.
+fn sets_as_ends(
+    socket: &mut NetlinkSocket,
+    known: &mut KnownSets,
+    batch: &NftBatch,
+) -> Result<BTreeSet<String>, NetlinkError> {
+    let mut as_ends = BTreeSet::new();
+    let mut made = BTreeMap::new();
+    for op in &batch.ops {
+        match op {
+            NftOp::AddSet { set, spec } => {
+                made.insert(set.clone(), encode::splits_ranges(spec));
+            }
+            NftOp::AddElements { set, .. } | NftOp::DelElements { set, .. } => {
+                let key = (batch.table.clone(), set.clone());
+                let splits = match made.get(set).or_else(|| known.get(&key)) {
+                    Some(splits) => *splits,
+                    None => {
+                        let spec = sets(socket, &batch.table)?.remove(set);
+                        let splits = spec.as_ref().is_some_and(encode::splits_ranges);
+                        if spec.is_some() {
+                            known.insert(key, splits);
+                        }
+                        splits
+                    }
+                };
+                if splits {
+                    as_ends.insert(set.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(as_ends)
+}
+
+fn remember(known: &mut KnownSets, batch: &NftBatch) {
+    for op in &batch.ops {
+        match op {
+            NftOp::AddSet { set, spec } => {
+                known.insert((batch.table.clone(), set.clone()), encode::splits_ranges(spec));
+            }
+            NftOp::DelSet { set } => {
+                known.remove(&(batch.table.clone(), set.clone()));
+            }
+            NftOp::DelTable => known.retain(|(table, _), _| *table != batch.table),
+            _ => {}
+        }
+    }
+}
+
+fn generation(socket: &mut NetlinkSocket) -> Result<u32, NetlinkError> {
+    let mut generation = None;
+    socket.request(
+        |builder, seq| {
+            builder.begin(kind(msg::GETGEN), NLM_F_ACK, seq, &wire::header(0));
+            builder.end();
+        },
+        |message| {
+            generation = Some(decode::parse_generation(message.payload)?);
+            Ok(())
+        },
+    )?;
+    generation.ok_or(NetlinkError::Malformed("no generation in the answer"))
+}
+
+fn list_tables(socket: &mut NetlinkSocket) -> Result<Vec<TableKey>, NetlinkError> {
+    let tables = list(socket, msg::GETTABLE, 0, |_| {}, decode::parse_table)?;
+    Ok(tables.into_iter().flatten().collect())
+}
+
+fn dump_consistently(socket: &mut NetlinkSocket, table: &TableKey) -> Result<NftDump, NetlinkError> {
+    for _ in 0..DUMP_ATTEMPTS {
+        let before = generation(socket)?;
+        let dump = dump(socket, table, before);
+        if generation(socket)? == before {
+            return dump;
+        }
+    }
+    Err(NetlinkError::Interrupted(DUMP_ATTEMPTS))
+}
+
+fn dump(socket: &mut NetlinkSocket, key: &TableKey, generation: u32) -> Result<NftDump, NetlinkError> {
+    let mut dump =
+        NftDump { table: None, generation, rule_counters: BTreeMap::new(), counters: BTreeMap::new() };
+    if !list_tables(socket)?.contains(key) {
+        return Ok(dump);
+    }
+    let family = wire::family_number(key.family);
+    let mut table = NftTable::default();
+    for (of, name, base) in list(socket, msg::GETCHAIN, family, |_| {}, decode::parse_chain)? {
+        if of == key.name {
+            table.chains.insert(name, Chain { base, rules: vec![] });
+        }
+    }
+    let in_table = |builder: &mut Builder| builder.str(attr::RULE_TABLE, &key.name);
+    for (chain, rule, counter) in list(socket, msg::GETRULE, family, in_table, decode::parse_rule)? {
+        let Some(in_chain) = table.chains.get_mut(&chain) else { continue };
+        if let Some(figures) = counter {
+            dump.rule_counters.insert((chain, in_chain.rules.len()), figures);
+        }
+        in_chain.rules.push(rule);
+    }
+    for (name, spec) in sets(socket, key)? {
+        let elements = elements(socket, key, &name, &spec)?;
+        table.sets.insert(name, Set { elements, ..Set::new(spec) });
+    }
+    for (name, figures) in
+        list(socket, msg::GETOBJ, family, in_table, decode::parse_counter)?.into_iter().flatten()
+    {
+        table.counters.insert(name.clone());
+        dump.counters.insert(name, figures);
+    }
+    dump.table = Some(table);
+    Ok(dump)
+}
+
+fn sets(socket: &mut NetlinkSocket, table: &TableKey) -> Result<BTreeMap<String, SetSpec>, NetlinkError> {
+    let family = wire::family_number(table.family);
+    let in_table = |builder: &mut Builder| builder.str(attr::SET_TABLE, &table.name);
+    match list(socket, msg::GETSET, family, in_table, decode::parse_set) {
+        Ok(sets) => Ok(sets.into_iter().flatten().collect()),
+        // No such table: a batch that makes elements in it is told so by the kernel.
+        Err(NetlinkError::Refused(refusal)) if refusal.errno == Errno::ENOENT => Ok(BTreeMap::new()),
+        Err(err) => Err(err),
+    }
+}
+
+fn elements(
+    socket: &mut NetlinkSocket,
+    table: &TableKey,
+    set: &str,
+    spec: &SetSpec,
+) -> Result<BTreeMap<ElementKey, ElementValue>, NetlinkError> {
+    let of_set = |builder: &mut Builder| {
+        builder.str(attr::LIST_TABLE, &table.name);
+        builder.str(attr::LIST_SET, set);
+    };
+    let family = wire::family_number(table.family);
+    let raw: Vec<RawElement> = list(socket, msg::GETSETELEM, family, of_set, decode::parse_elements)?
+        .into_iter()
+        .flatten()
+        .collect();
+    let elements = if encode::splits_ranges(spec) {
+        decode::join_ranges(raw)
+    } else {
+        raw.into_iter().map(|raw| raw.element).collect()
+    };
+    // The kernel says the set's own time-out for every element; the model has it once.
+    let own_timeout = |mut element: Element| {
+        element.value.timeout_ms = element.value.timeout_ms.filter(|own| Some(*own) != spec.timeout_ms);
+        (element.key, element.value)
+    };
+    Ok(elements.into_iter().map(own_timeout).collect())
+}
+
+fn list<T>(
+    socket: &mut NetlinkSocket,
+    command: u16,
+    family: u8,
+    filter: impl Fn(&mut Builder),
+    parse: impl Fn(&[u8]) -> Result<T, crate::netlink::wire::Malformed>,
+) -> Result<Vec<T>, NetlinkError> {
+    socket.dump(
+        |builder, seq| {
+            builder.begin(kind(command), NLM_F_DUMP, seq, &wire::header(family));
+            filter(builder);
+            builder.end();
+        },
+        Vec::new,
+        |objects, message| {
+            objects.push(parse(message.payload)?);
+            Ok(())
+        },
+    )
+}
+
+/// Figures that only move by traffic, for tests of the fake against the real thing.
+impl NftDump {
+    /// The dump without them.
+    pub fn without_figures(mut self) -> Self {
+        self.rule_counters.values_mut().for_each(|figures| *figures = CounterValue::default());
+        self.counters.values_mut().for_each(|figures| *figures = CounterValue::default());
+        self
+    }
+}

@@ -1,0 +1,386 @@
+//! `RealNft` against the kernel, in a network namespace of each test's own.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use longshore_core::ruleset::Protocol;
+use longshore_core::ruleset::nft::{
+    BaseChain, Chain, ChainType, CmpOp, CtKey, Data, DynsetOp, Element, ElementKey, ElementValue, Expr,
+    Family, FibResult, FibSelector, FieldType, HeaderField, Hook, LookupTarget, MetaKey, NatFlags, NatKind,
+    NftBatch, NftOp, NftTable, NumgenMode, Packed, Policy, Reg, RejectWith, Rule, Set, SetFlags, SetSpec,
+    TableKey, Value, Verdict, ct_state, ct_status, diff,
+};
+use longshore_kernel::nft::{FakeNft, Nft, NftError, RealNft};
+
+const KEY4: [FieldType; 3] = [FieldType::Ipv4Addr, FieldType::InetProto, FieldType::InetService];
+
+fn key() -> TableKey {
+    TableKey::new(Family::Ip, "longshore")
+}
+
+fn v4(a: u8, b: u8) -> Value {
+    Value::Addr(IpAddr::from([10, 96, a, b]))
+}
+
+fn service(a: u8, b: u8) -> Vec<Value> {
+    vec![v4(a, b), Value::Proto(6), Value::Port(80)]
+}
+
+fn base(kind: ChainType, hook: Hook, priority: i32) -> Option<BaseChain> {
+    Some(BaseChain { kind, hook, priority, policy: Policy::Accept })
+}
+
+fn load_key() -> Vec<Expr> {
+    vec![
+        Expr::load(HeaderField::Ip4Daddr, Reg(0)),
+        Expr::meta(MetaKey::L4Proto, Reg(1)),
+        Expr::load(HeaderField::Dport, Reg(2)),
+    ]
+}
+
+fn indexed() -> Vec<FieldType> {
+    [&KEY4[..], &[FieldType::Index]].concat()
+}
+
+/// The Service table of the design: two maps, one chain per number of endpoints.
+fn services(count: u16, endpoints: u8) -> NftTable {
+    let mut table = NftTable::default();
+    let chain = format!("n{endpoints}");
+    let mut frontends = Set::new(SetSpec::verdict_map(&KEY4));
+    let mut backends = Set::new(SetSpec::map(&indexed(), &[FieldType::Ipv4Addr, FieldType::InetService]));
+    for index in 0..count {
+        let [a, b] = index.to_be_bytes();
+        let element = Element::verdict(ElementKey::of(&service(a, b)), Verdict::Goto(chain.clone()));
+        frontends.elements.insert(element.key, element.value);
+        for endpoint in 0..endpoints {
+            let key = [service(a, b), vec![Value::Index(endpoint.into())]].concat();
+            let to = [Value::Addr(IpAddr::from([10, 1, b, endpoint])), Value::Port(8080)];
+            let element = Element::fields(ElementKey::of(&key), &to);
+            backends.elements.insert(element.key, element.value);
+        }
+    }
+    let choose = [
+        load_key(),
+        vec![
+            Expr::Numgen { mode: NumgenMode::Random, modulus: endpoints.into(), offset: 0, dst: Reg(3) },
+            Expr::Lookup { set: "endpoints".into(), src: Reg(0), target: LookupTarget::Data(Reg(4)) },
+            Expr::Nat {
+                kind: NatKind::Dnat,
+                ipv6: false,
+                addr: Some(Reg(4)),
+                port: Some(Reg(5)),
+                flags: NatFlags::default(),
+            },
+        ],
+    ]
+    .concat();
+    let find = Expr::Lookup { set: "services".into(), src: Reg(0), target: LookupTarget::Verdict };
+    table.sets = BTreeMap::from([("services".to_owned(), frontends), ("endpoints".to_owned(), backends)]);
+    table.chains = BTreeMap::from([
+        (chain, Chain { base: None, rules: vec![Rule::new(choose)] }),
+        (
+            "prerouting".to_owned(),
+            Chain {
+                base: base(ChainType::Nat, Hook::Prerouting, -100),
+                rules: vec![Rule::new([load_key(), vec![find]].concat())],
+            },
+        ),
+    ]);
+    table
+}
+
+/// Every expression and kind of set the model has, so that each is shown to be taken by the kernel and
+/// to come back the same.
+fn everything() -> NftTable {
+    let mut table = services(2, 3);
+    table.counters.insert("drops".into());
+    let affinity = SetSpec {
+        flags: SetFlags { timeout: true, dynamic: true, interval: false },
+        timeout_ms: Some(60_000),
+        size: Some(1024),
+        ..SetSpec::map(
+            &[&[FieldType::Ipv4Addr], &KEY4[..]].concat(),
+            &[FieldType::Ipv4Addr, FieldType::InetService],
+        )
+    };
+    let mut ports = Set::new(SetSpec::set(&[FieldType::InetService]).interval());
+    let mut ranges = Set::new(SetSpec::set(&[&KEY4[..], &[FieldType::Ipv4Addr]].concat()).interval());
+    for (from, to) in [(1, 1), (10, 20), (21, 30), (65_000, 65_535)] {
+        let key = ElementKey::range(&[Value::Port(from)], &[Value::Port(to)]);
+        ports.elements.insert(key, ElementValue::default());
+    }
+    let source = |from: [u8; 4], to: [u8; 4]| {
+        let key = |last| [service(0, 1), vec![Value::Addr(IpAddr::from(last))]].concat();
+        ElementKey::range(&key(from), &key(to))
+    };
+    ranges.elements.insert(source([10, 0, 0, 0], [10, 255, 255, 255]), ElementValue::default());
+    ranges.elements.insert(source([192, 168, 0, 7], [192, 168, 0, 7]), ElementValue::default());
+    let mut names = Set::new(SetSpec::verdict_map(&[FieldType::IfName]));
+    let element = Element::verdict(ElementKey::of(&[Value::if_name("eth0")]), Verdict::Return);
+    names.elements.insert(element.key, element.value);
+    table.sets.extend([
+        ("affinity".to_owned(), Set::new(affinity)),
+        ("ports".to_owned(), ports),
+        ("sources".to_owned(), ranges),
+        ("names".to_owned(), names),
+        ("marks".to_owned(), Set::new(SetSpec::set(&[FieldType::Mark]))),
+    ]);
+    let filter = filter_rules();
+    table
+        .chains
+        .insert("filter".into(), Chain { base: base(ChainType::Filter, Hook::Forward, 5), rules: filter });
+    let masquerade = Rule::new(vec![
+        Expr::meta(MetaKey::Mark, Reg(0)),
+        Expr::mask(Reg(0), 0x4000),
+        Expr::neq(Reg(0), Value::Mark(0)),
+        Expr::meta(MetaKey::Mark, Reg(0)),
+        Expr::set_bits(Reg(0), 0x1),
+        Expr::MetaSet { key: MetaKey::Mark, src: Reg(0) },
+        Expr::Counter,
+        Expr::Masquerade { flags: NatFlags { fully_random: true, ..NatFlags::default() } },
+    ]);
+    table.chains.insert(
+        "postrouting".into(),
+        Chain {
+            base: base(ChainType::Nat, Hook::Postrouting, 100),
+            rules: vec![masquerade.commented("Service traffic that needs its source rewritten")],
+        },
+    );
+    let raw = vec![Rule::new(vec![Expr::Notrack])];
+    table
+        .chains
+        .insert("raw".into(), Chain { base: base(ChainType::Filter, Hook::Prerouting, -300), rules: raw });
+    table
+}
+
+fn filter_rules() -> Vec<Rule> {
+    let r = Reg(0);
+    let word = |word: u32| Packed::of(&[Value::Index(word)]);
+    let lookup = |set: &str, target| Expr::Lookup { set: set.into(), src: r, target };
+    let affinity_key = vec![
+        Expr::ct_original(CtKey::SrcIp, Reg(0)),
+        Expr::ct_original(CtKey::DstIp, Reg(1)),
+        Expr::meta(MetaKey::L4Proto, Reg(2)),
+        Expr::ct_original(CtKey::ProtoDst, Reg(3)),
+        Expr::load(HeaderField::Ip4Daddr, Reg(4)),
+        Expr::load(HeaderField::Dport, Reg(5)),
+        Expr::Dynset {
+            set: "affinity".into(),
+            op: DynsetOp::Update,
+            key: Reg(0),
+            data: Some(Reg(4)),
+            timeout_ms: Some(10_800_000),
+        },
+    ];
+    let local = FibSelector { daddr: true, ..FibSelector::default() };
+    vec![
+        Rule::new(affinity_key),
+        Rule::new(vec![
+            Expr::ct(CtKey::State, r),
+            Expr::mask(r, ct_state::NEW),
+            Expr::neq(r, Value::Index(0)),
+            Expr::ct(CtKey::Status, r),
+            Expr::mask(r, ct_status::DNAT),
+            Expr::eq(r, Value::Index(ct_status::DNAT)),
+            Expr::Verdict(Verdict::Accept),
+        ]),
+        Rule::new(vec![
+            Expr::load(HeaderField::Dport, r),
+            lookup("ports", LookupTarget::Miss),
+            Expr::CounterRef { counter: "drops".into() },
+            Expr::Verdict(Verdict::Drop),
+        ]),
+        Rule::new(vec![
+            Expr::meta(MetaKey::IifName, r),
+            lookup("names", LookupTarget::Verdict),
+            Expr::load(HeaderField::Sport, r),
+            Expr::Range { src: r, op: CmpOp::Neq, from: Value::Port(1).into(), to: Value::Port(1023).into() },
+            Expr::Fib { selector: local, result: FibResult::AddrType, dst: r },
+            Expr::eq(r, Value::Index(2)),
+            Expr::Verdict(Verdict::Return),
+        ]),
+        Rule::new(vec![
+            Expr::load(HeaderField::Ip4Saddr, Reg(0)),
+            Expr::Jhash { src: Reg(0), len: 4, modulus: 3, seed: 7, offset: 1, dst: Reg(1) },
+            Expr::Cmp { src: Reg(1), op: CmpOp::Gt, value: word(1) },
+            Expr::immediate(r, Value::Mark(9)),
+            Expr::CtSet { key: CtKey::Mark, src: r },
+            Expr::Reject(RejectWith::Icmpx(1)),
+        ]),
+        Rule::new(
+            [&Expr::match_protocol(Protocol::Tcp, r)[..], &[Expr::Reject(RejectWith::TcpReset)]].concat(),
+        ),
+        Rule::new(vec![Expr::Reject(RejectWith::Icmp(3))]),
+    ]
+}
+
+async fn converge(nft: &RealNft, wanted: Option<&NftTable>) {
+    let read = nft.dump(&key()).await.unwrap();
+    let batch = NftBatch { table: key(), ops: diff(read.table.as_ref(), wanted) };
+    nft.apply(&batch, Some(read.generation)).await.unwrap_or_else(|err| {
+        panic!("{err}: {:?}", std::error::Error::source(&err).map(ToString::to_string));
+    });
+    let after = nft.dump(&key()).await.unwrap().table;
+    if after.as_ref() != wanted {
+        let text = |table: Option<&NftTable>| table.map(|table| table.text(&key())).unwrap_or_default();
+        assert_eq!(text(after.as_ref()), text(wanted));
+        assert_eq!(after.as_ref(), wanted);
+    }
+    assert_eq!(diff(after.as_ref(), wanted), []);
+}
+
+#[test]
+fn every_object_reads_back_as_it_was_written() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        converge(&nft, Some(&everything())).await;
+        converge(&nft, Some(&services(1, 1))).await;
+        converge(&nft, Some(&everything())).await;
+        assert_eq!(nft.tables().await, Ok(vec![key()]));
+        converge(&nft, None).await;
+        assert_eq!(nft.tables().await, Ok(vec![]));
+    });
+}
+
+#[test]
+fn inet_and_ip6_tables_work_too() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        for family in [Family::Ip6, Family::Inet] {
+            let table = TableKey::new(family, "longshore");
+            let daddr = Expr::match_daddr("fd00::1".parse().unwrap(), Reg(0));
+            let proto = [Expr::meta(MetaKey::NfProto, Reg(0)), Expr::eq(Reg(0), Value::Proto(10))];
+            let nat = [
+                Expr::immediate(Reg(0), Value::Addr("fd00::2".parse().unwrap())),
+                Expr::Nat {
+                    kind: NatKind::Dnat,
+                    ipv6: true,
+                    addr: Some(Reg(0)),
+                    port: None,
+                    flags: NatFlags { persistent: true, ..NatFlags::default() },
+                },
+            ];
+            let rule = Rule::new([&proto[..], &daddr, &nat].concat());
+            let chain = Chain { base: base(ChainType::Nat, Hook::Output, -100), rules: vec![rule] };
+            let mut wanted = NftTable::default();
+            wanted.chains.insert("output".into(), chain);
+            let mut set = Set::new(SetSpec::set(&[FieldType::Ipv6Addr]).interval());
+            let range =
+                ["fd00::".parse().unwrap(), "fd00::ffff".parse().unwrap()].map(|addr| [Value::Addr(addr)]);
+            set.elements.insert(ElementKey::range(&range[0], &range[1]), ElementValue::default());
+            wanted.sets.insert("six".into(), set);
+            let batch = NftBatch { table: table.clone(), ops: diff(None, Some(&wanted)) };
+            nft.apply(&batch, None).await.unwrap();
+            assert_eq!(nft.dump(&table).await.unwrap().table, Some(wanted));
+        }
+    });
+}
+
+#[test]
+fn a_refused_operation_is_named_as_the_fake_names_it() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        let fake = FakeNft::new();
+        let start = NftBatch { table: key(), ops: diff(None, Some(&services(2, 2))) };
+        nft.apply(&start, None).await.unwrap();
+        fake.apply(&start, None).await.unwrap();
+        let services = || "services".to_owned();
+        let to =
+            |chain: &str, b| Element::verdict(ElementKey::of(&service(0, b)), Verdict::Goto(chain.into()));
+        let jump = |to: &str| Rule::new(vec![Expr::Verdict(Verdict::Jump(to.into()))]);
+        let cases = [
+            NftOp::DelChain { chain: "n2".into() },
+            NftOp::DelChain { chain: "n9".into() },
+            NftOp::FlushChain { chain: "n9".into() },
+            NftOp::DelSet { set: services() },
+            NftOp::DelSet { set: "none".into() },
+            NftOp::AddElements { set: services(), elements: vec![to("n9", 9)] },
+            NftOp::AddElements { set: services(), elements: vec![to("n2", 1)] },
+            NftOp::AddElements {
+                set: services(),
+                elements: vec![Element {
+                    value: ElementValue { data: Some(Data::Verdict(Verdict::Drop)), timeout_ms: None },
+                    ..to("n2", 1)
+                }],
+            },
+            NftOp::AddElements { set: "none".into(), elements: vec![to("n2", 9)] },
+            NftOp::DelElements { set: services(), keys: vec![to("n2", 7).key] },
+            NftOp::AddRule { chain: "n2".into(), rule: jump("n9") },
+            NftOp::AddChain { chain: "n2".into(), base: None },
+            NftOp::AddSet { set: services(), spec: SetSpec::verdict_map(&KEY4) },
+            NftOp::AddTable,
+            NftOp::DelCounter { counter: "none".into() },
+        ];
+        let outcome = |outcome: Result<(), NftError>| match outcome {
+            Ok(()) => None,
+            Err(NftError::Refused { index, source, .. }) => Some((index, source.errno)),
+            Err(err) => panic!("{err:?}"),
+        };
+        for op in cases {
+            let text = op.to_string();
+            let first = NftOp::AddChain { chain: "before".into(), base: None };
+            let batch = NftBatch { table: key(), ops: vec![first, op] };
+            let (real, fake) = (nft.apply(&batch, None).await, fake.apply(&batch, None).await);
+            assert_eq!(outcome(real), outcome(fake), "{text}");
+        }
+        let (real, fake) = (nft.dump(&key()).await.unwrap(), fake.dump(&key()).await.unwrap());
+        assert_eq!(real.table, fake.table);
+    });
+}
+
+#[test]
+fn a_batch_for_an_older_generation_is_refused() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        let generation = nft.generation().await.unwrap();
+        let batch = NftBatch { table: key(), ops: vec![NftOp::AddTable] };
+        nft.apply(&batch, Some(generation)).await.unwrap();
+        assert_eq!(nft.apply(&batch, Some(generation)).await, Err(NftError::Changed { table: key() }));
+    });
+}
+
+#[test]
+fn thousands_of_errors_still_name_the_first() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        let table = services(20, 2);
+        let mut ops = diff(None, Some(&table));
+        ops.extend((0..20_000).map(|_| NftOp::FlushChain { chain: "gone".into() }));
+        let first = ops.len() - 20_000;
+        match nft.apply(&NftBatch { table: key(), ops }, None).await {
+            Err(NftError::Refused { index, op, .. }) => {
+                assert_eq!((index, op.as_str()), (first, "chain gone: flush"));
+            }
+            other => panic!("{other:?}"),
+        }
+        converge(&nft, Some(&table)).await;
+    });
+}
+
+#[test]
+fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        let table = services(10_000, 10);
+        let batch = NftBatch { table: key(), ops: diff(None, Some(&table)) };
+        let start = std::time::Instant::now();
+        nft.apply(&batch, None).await.unwrap();
+        println!("10000 services x 10 endpoints in {:?}", start.elapsed());
+        let mut wanted = table.clone();
+        let elements = &mut wanted.sets.get_mut("endpoints").unwrap().elements;
+        elements.values_mut().next().unwrap().data =
+            Some(Data::Fields(Packed::of(&[Value::Addr(IpAddr::from([10, 9, 9, 9])), Value::Port(1)])));
+        let batch = NftBatch { table: key(), ops: diff(Some(&table), Some(&wanted)) };
+        let start = std::time::Instant::now();
+        nft.apply(&batch, None).await.unwrap();
+        println!("one endpoint changed in {:?}", start.elapsed());
+        let start = std::time::Instant::now();
+        let read = nft.dump(&key()).await.unwrap();
+        println!("read back in {:?}", start.elapsed());
+        assert_eq!(read.table, Some(wanted));
+    });
+}
