@@ -34,9 +34,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the admin API reads of the pods. Implemented where the pod workers publish their views.
 pub trait PodReads: Send + Sync + 'static {
     /// All pods, in any order.
-    fn pods(&self) -> Vec<PodView>;
+    fn pods(&self) -> Vec<Arc<PodView>>;
     /// The life of this pod that a person means: the running one before a queued one.
-    fn pod(&self, key: &PodKey) -> Option<PodView>;
+    fn pod(&self, key: &PodKey) -> Option<Arc<PodView>>;
     /// Steps and events of the pod, oldest first.
     fn timeline(&self, key: &PodKey) -> Option<Vec<TimelineEntry>>;
     /// Why the pod is in the state it is in.

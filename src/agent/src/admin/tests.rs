@@ -52,11 +52,11 @@ fn why(subject: &str) -> WhyView {
 }
 
 impl PodReads for FixedReads {
-    fn pods(&self) -> Vec<PodView> {
-        vec![web()]
+    fn pods(&self) -> Vec<Arc<PodView>> {
+        vec![Arc::new(web())]
     }
-    fn pod(&self, key: &PodKey) -> Option<PodView> {
-        (*key == web().key).then(web)
+    fn pod(&self, key: &PodKey) -> Option<Arc<PodView>> {
+        (*key == web().key).then(|| Arc::new(web()))
     }
     fn timeline(&self, key: &PodKey) -> Option<Vec<TimelineEntry>> {
         (*key == web().key).then(|| {

@@ -1,0 +1,222 @@
+//! The command line's grammar: every command with its options, and help that teaches by example.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::output::Format;
+
+/// Where the daemon and the runtime are.
+#[derive(Args, Clone, Debug)]
+pub struct Where {
+    /// Socket of the agent
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "LONGSHORE_SOCKET",
+        default_value = "/run/longshore/longshore.sock"
+    )]
+    pub socket: PathBuf,
+    /// Socket of the container runtime, read where the agent is down
+    #[arg(
+        long,
+        value_name = "ENDPOINT",
+        env = "CONTAINER_RUNTIME_ENDPOINT",
+        default_value = "unix:///run/containerd/containerd.sock"
+    )]
+    pub runtime_endpoint: String,
+}
+
+/// `-o`.
+#[derive(Args, Clone, Debug)]
+pub struct Out {
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
+    pub output: Format,
+}
+
+/// `-n`.
+#[derive(Args, Clone, Debug)]
+pub struct Namespace {
+    /// Only this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+}
+
+/// Commands that look at the node and run things in its containers. None needs an API server.
+#[derive(Subcommand, Clone, Debug)]
+pub enum CtlCommand {
+    /// List the pods of this node
+    #[command(after_help = "Examples:
+  longshore ps                   all pods
+  longshore ps -o wide           with source, image and what each waits on
+  longshore ps -c -n shop        the containers of one namespace
+  longshore ps -o json | jq '.[] | select(.restarts > 0).name'")]
+    Ps {
+        /// List containers, ended ones too, instead of pods
+        #[arg(short, long)]
+        containers: bool,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show objects: pods, services, endpointslices, configmaps, secrets, node
+    #[command(after_help = "Examples:
+  longshore get pod web -o yaml  a pod with its present status
+  longshore get svc              names of all Services
+  longshore get cm/page          a ConfigMap
+  longshore get node             the node on one screen")]
+    Get {
+        /// Kind, or KIND/NAME
+        kind: String,
+        /// One object, NAME or NAMESPACE/NAME
+        name: Option<String>,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show all that is known of one pod
+    #[command(after_help = "Examples:
+  longshore describe pod web
+  longshore describe pod/shop/database-0")]
+    Describe {
+        /// `pod` and a name, or pod/NAME
+        #[arg(required = true, num_args = 1..=2, value_name = "POD")]
+        pod: Vec<String>,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show what containers wrote
+    #[command(after_help = "Examples:
+  longshore logs web                    all that is kept, rotated files too
+  longshore logs web -f --tail 20       the last lines, then follow
+  longshore logs web --previous         of the instance before the last restart
+  longshore logs shop/db -c main --since 10m --timestamps
+  longshore logs web --all-containers   of all containers, in the order of time")]
+    Logs {
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+        #[command(flatten)]
+        options: LogOptions,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Run a command in a container
+    #[command(after_help = "Examples:
+  longshore exec web -- cat /etc/hosts
+  longshore exec -it web -- sh
+  tar c . | longshore exec -i web -c main -- tar x -C /data
+
+The exit code is the command's own.")]
+    Exec {
+        /// Container; else the pod's first
+        #[arg(short, long)]
+        container: Option<String>,
+        /// Pass stdin to the command, and its end
+        #[arg(short = 'i', long)]
+        stdin: bool,
+        /// Give the command a terminal
+        #[arg(short, long)]
+        tty: bool,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        at: Where,
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Say in one sentence why a pod or the node is as it is, and what to do
+    #[command(after_help = "Examples:
+  longshore why pod/web
+  longshore why node")]
+    Why {
+        /// pod/NAME, NAMESPACE/NAME, or node
+        subject: String,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show what happened to a pod, each step with its milliseconds
+    #[command(after_help = "Examples:
+  longshore timeline pod/web
+  longshore timeline web -o wide   with bars")]
+    Timeline {
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Check that this node can run pods, and say what mends each fault
+    #[command(after_help = "Exit code 1 where a check failed.
+
+Examples:
+  longshore doctor
+  longshore doctor -o json | jq '.[] | select(.level == \"FAIL\")'")]
+    Doctor {
+        /// Folder of the pods' volumes
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+        root_dir: PathBuf,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show the versions of this command, the agent and the runtime
+    Version {
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+/// Which lines `logs` shows, and how.
+#[derive(Args, Clone, Debug)]
+pub struct LogOptions {
+    /// Container; else the pod's first
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// All containers of the pod, each line with its container
+    #[arg(long, conflicts_with = "container")]
+    pub all_containers: bool,
+    /// Go on with what is written from now on, across rotation, until the container ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// The instance before the last restart
+    #[arg(short, long, conflicts_with = "follow")]
+    pub previous: bool,
+    /// Only lines since a span ago (90s, 5m, 1h30m, 2d) or a time
+    #[arg(long, value_name = "SPAN|TIME")]
+    pub since: Option<String>,
+    /// Only the last N lines
+    #[arg(long, value_name = "N")]
+    pub tail: Option<usize>,
+    /// Each line with its time
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Each line with its pod and container
+    #[arg(long)]
+    pub prefix: bool,
+}
