@@ -10,9 +10,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use longshore_core::explain::{Explanation, Query};
 use longshore_core::ids::{ObjectKey, PodKey};
+use longshore_core::service::view::{DataplaneView, ServiceRow};
 use longshore_core::wire::{NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -34,9 +37,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the admin API reads of the pods. Implemented where the pod workers publish their views.
 pub trait PodReads: Send + Sync + 'static {
     /// All pods, in any order.
-    fn pods(&self) -> Vec<Arc<PodView>>;
+    fn pods(&self) -> Vec<PodView>;
     /// The life of this pod that a person means: the running one before a queued one.
-    fn pod(&self, key: &PodKey) -> Option<Arc<PodView>>;
+    fn pod(&self, key: &PodKey) -> Option<PodView>;
     /// Steps and events of the pod, oldest first.
     fn timeline(&self, key: &PodKey) -> Option<Vec<TimelineEntry>>;
     /// Why the pod is in the state it is in.
@@ -53,16 +56,29 @@ pub trait NodeReads: Send + Sync + 'static {
     fn object(&self, kind: ObjectKind, key: &ObjectKey) -> Option<serde_json::Value>;
 }
 
+/// What the admin API reads of the Services. Asynchronous, because one task owns the dataplane and
+/// answers between two changes.
+#[async_trait]
+pub trait ServiceReads: Send + Sync + 'static {
+    async fn services(&self) -> Vec<ServiceRow>;
+    async fn dataplane(&self) -> DataplaneView;
+    async fn explain(&self, query: Query) -> Explanation;
+}
+
 /// Everything the routes may read. A role that is off has no reads.
 #[derive(Clone)]
 pub struct AdminReads {
     pub node: Arc<dyn NodeReads>,
     pub pods: Option<Arc<dyn PodReads>>,
+    pub services: Option<Arc<dyn ServiceReads>>,
 }
 
 impl std::fmt::Debug for AdminReads {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AdminReads").field("pods", &self.pods.is_some()).finish_non_exhaustive()
+        f.debug_struct("AdminReads")
+            .field("pods", &self.pods.is_some())
+            .field("services", &self.services.is_some())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,13 +1,18 @@
 //! The routes of the admin API: each reads one view and returns it as JSON.
 //! Version 1 is additive only; a field never changes its meaning.
 
-use axum::extract::{Path, Request, State};
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{Path, Query as UrlQuery, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use longshore_core::explain::Query;
 use longshore_core::ids::{ObjectKey, PodKey};
+use longshore_core::ruleset::Protocol;
+use longshore_core::ruleset::trace::Origin;
 use longshore_core::wire::{ErrorView, ObjectKind};
 
 use super::{AdminReads, PodReads};
@@ -26,6 +31,9 @@ pub(super) fn router(reads: AdminReads) -> Router {
         .route("/v1/pods/{namespace}/{name}/timeline", get(timeline))
         .route("/v1/why/node", get(why_node))
         .route("/v1/why/{namespace}/{name}", get(why_pod))
+        .route("/v1/services", get(services))
+        .route("/v1/dataplane", get(dataplane))
+        .route("/v1/explain", get(explain))
         .route("/v1/objects/{kind}", get(objects))
         .route("/v1/objects/{kind}/{namespace}/{name}", get(object))
         .fallback(|| async {
@@ -124,6 +132,57 @@ fn node_role_off() -> Response {
         "this daemon runs no pods: its node role is off",
         Some("start the agent with --roles node,proxy"),
     )
+}
+
+fn proxy_role_off() -> Response {
+    refuse(
+        StatusCode::NOT_FOUND,
+        "this daemon serves no Services: its proxy role is off",
+        Some("start the agent with --roles node,proxy"),
+    )
+}
+
+async fn services(State(reads): State<AdminReads>) -> Response {
+    match &reads.services {
+        Some(services) => Json(services.services().await).into_response(),
+        None => proxy_role_off(),
+    }
+}
+
+async fn dataplane(State(reads): State<AdminReads>) -> Response {
+    match &reads.services {
+        Some(services) => Json(services.dataplane().await).into_response(),
+        None => proxy_role_off(),
+    }
+}
+
+/// The question of `/v1/explain`.
+#[derive(serde::Deserialize)]
+struct ExplainParameters {
+    /// `10.96.0.10:53`.
+    addr: SocketAddr,
+    /// `tcp`, `udp` or `sctp`; TCP where it is not said.
+    protocol: Option<String>,
+    from: Origin,
+    /// The client's address.
+    src: IpAddr,
+}
+
+async fn explain(
+    State(reads): State<AdminReads>,
+    parameters: Result<UrlQuery<ExplainParameters>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let Some(services) = &reads.services else { return proxy_role_off() };
+    let parameters = match parameters {
+        Ok(UrlQuery(parameters)) => parameters,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.body_text(), None),
+    };
+    let wanted = parameters.protocol.unwrap_or_else(|| "tcp".into()).to_ascii_lowercase();
+    let Some(protocol) = Protocol::ALL.into_iter().find(|protocol| protocol.to_string() == wanted) else {
+        return refuse(StatusCode::BAD_REQUEST, "the protocol is none of tcp, udp, sctp", None);
+    };
+    let query = Query { dst: parameters.addr, protocol, origin: parameters.from, src: parameters.src };
+    Json(services.explain(query).await).into_response()
 }
 
 async fn objects(State(reads): State<AdminReads>, Path(kind): Path<String>) -> Response {

@@ -52,11 +52,11 @@ fn why(subject: &str) -> WhyView {
 }
 
 impl PodReads for FixedReads {
-    fn pods(&self) -> Vec<Arc<PodView>> {
-        vec![Arc::new(web())]
+    fn pods(&self) -> Vec<PodView> {
+        vec![web()]
     }
-    fn pod(&self, key: &PodKey) -> Option<Arc<PodView>> {
-        (*key == web().key).then(|| Arc::new(web()))
+    fn pod(&self, key: &PodKey) -> Option<PodView> {
+        (*key == web().key).then(web)
     }
     fn timeline(&self, key: &PodKey) -> Option<Vec<TimelineEntry>> {
         (*key == web().key).then(|| {
@@ -101,6 +101,30 @@ impl NodeReads for FixedReads {
     }
 }
 
+#[async_trait]
+impl ServiceReads for FixedReads {
+    async fn services(&self) -> Vec<ServiceRow> {
+        Vec::new()
+    }
+    async fn dataplane(&self) -> DataplaneView {
+        DataplaneView { mode: "ipvs".into(), ..Default::default() }
+    }
+    async fn explain(&self, query: Query) -> Explanation {
+        Explanation {
+            dst: query.dst,
+            protocol: query.protocol.to_string(),
+            from: query.origin,
+            src: query.src,
+            matched: None,
+            candidates: Vec::new(),
+            fate: longshore_core::ruleset::trace::Fate::Forwarded,
+            pending: Vec::new(),
+            sentence: "no Service is there".into(),
+            next_step: None,
+        }
+    }
+}
+
 fn own_uid() -> PeerPolicy {
     PeerPolicy { allowed_uid: nix::unistd::Uid::effective().as_raw() }
 }
@@ -112,13 +136,14 @@ struct Running {
 }
 
 impl Running {
-    async fn start(policy: PeerPolicy, pods: bool) -> Self {
+    async fn start(policy: PeerPolicy, roles: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = AdminSocket::bind(&folder.path().join("run/l.sock"), policy).await.unwrap();
         let stop = CancellationToken::new();
         let reads = AdminReads {
             node: Arc::new(FixedReads),
-            pods: pods.then(|| Arc::new(FixedReads) as Arc<dyn PodReads>),
+            pods: roles.then(|| Arc::new(FixedReads) as Arc<dyn PodReads>),
+            services: roles.then(|| Arc::new(FixedReads) as Arc<dyn ServiceReads>),
         };
         let task = tokio::spawn(serve(socket, reads, stop.clone()));
         Self { folder, stop, task }
@@ -166,6 +191,21 @@ async fn each_route_answers_with_its_view() {
         ("/v1/objects/cm/default/page", "200 OK", "\"ConfigMap\""),
         ("/v1/objects/secret/default/page", "404 Not Found", "there is no default/page among the secrets"),
         ("/v1/objects/flowers", "404 Not Found", "the daemon keeps no flowers"),
+        ("/v1/services", "200 OK", "[]"),
+        ("/v1/dataplane", "200 OK", "\"mode\":\"ipvs\""),
+        ("/v1/explain?addr=10.0.0.1:80&from=pod&src=10.1.0.5", "200 OK", "\"protocol\":\"tcp\""),
+        (
+            "/v1/explain?addr=[fd00::1]:53&from=node&src=fd00::5&protocol=UDP",
+            "200 OK",
+            "\"protocol\":\"udp\"",
+        ),
+        ("/v1/explain?addr=10.0.0.1&from=pod&src=10.1.0.5", "400 Bad Request", "addr"),
+        ("/v1/explain?addr=10.0.0.1:80&from=moon&src=10.1.0.5", "400 Bad Request", "moon"),
+        (
+            "/v1/explain?addr=10.0.0.1:80&from=pod&src=10.1.0.5&protocol=icmp",
+            "400 Bad Request",
+            "none of tcp",
+        ),
         ("/v2/anything", "404 Not Found", "no such path"),
     ];
     for (uri, status, part) in cases {
@@ -176,11 +216,22 @@ async fn each_route_answers_with_its_view() {
 }
 
 #[tokio::test]
-async fn a_daemon_without_the_node_role_says_so() {
+async fn a_daemon_without_a_role_says_so() {
     let server = Running::start(own_uid(), false).await;
-    for uri in ["/v1/pods", "/v1/pods/default/web", "/v1/why/default/web"] {
+    let explain = "/v1/explain?addr=10.0.0.1:80&from=pod&src=10.1.0.5";
+    for (uri, role) in [
+        ("/v1/pods", "node"),
+        ("/v1/pods/default/web", "node"),
+        ("/v1/why/default/web", "node"),
+        ("/v1/services", "proxy"),
+        ("/v1/dataplane", "proxy"),
+        (explain, "proxy"),
+    ] {
         let answer = get(&server.path(), uri).await;
-        assert!(answer.contains("404") && answer.contains("its node role is off"), "{uri}: {answer}");
+        assert!(
+            answer.contains("404") && answer.contains(&format!("its {role} role is off")),
+            "{uri}: {answer}"
+        );
     }
 }
 

@@ -168,13 +168,13 @@ fn spaces(root_dir: &Path) -> Vec<Space> {
     let mut spaces: Vec<Space> = Vec::new();
     for folder in folders {
         let Ok(found) = nix::sys::statvfs::statvfs(folder) else { continue };
-        let unit = found.fragment_size() as u64;
+        let unit = found.fragment_size();
         let space = Space {
             path: folder.to_path_buf(),
-            bytes_free: found.blocks_available() as u64 * unit,
-            bytes: found.blocks() as u64 * unit,
-            inodes_free: found.files_available() as u64,
-            inodes: found.files() as u64,
+            bytes_free: found.blocks_available() * unit,
+            bytes: found.blocks() * unit,
+            inodes_free: found.files_available(),
+            inodes: found.files(),
         };
         // Folders of one file system say the same.
         if !spaces.iter().any(|known| Space { path: space.path.clone(), ..known.clone() } == space) {
