@@ -4,9 +4,15 @@
 pub mod admin;
 pub mod config;
 pub mod document;
+pub mod images;
 pub mod journal;
+pub mod lock;
+pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod pods;
+pub mod reads;
 pub mod sources;
+pub mod supervisor;
 pub mod text;
 pub mod volumes;

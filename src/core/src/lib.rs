@@ -13,4 +13,5 @@ pub mod resources;
 pub mod ruleset;
 pub mod service;
 pub mod volume;
+pub mod why;
 pub mod wire;

@@ -171,9 +171,8 @@ impl Observer {
             .map(|sandbox| ContainerFilter { sandbox: Some(sandbox.id.clone()), ..Default::default() })
             .collect();
         let mut whole = Listing { items: Vec::new(), rejected: Vec::new() };
-        let mut parts = stream::iter(&filters)
-            .map(|filter| self.containers.list_containers(filter))
-            .buffer_unordered(CONCURRENT_CALLS);
+        let calls: Vec<_> = filters.iter().map(|filter| self.containers.list_containers(filter)).collect();
+        let mut parts = stream::iter(calls).buffer_unordered(CONCURRENT_CALLS);
         while let Some(part) = parts.next().await {
             let part = part?;
             whole.items.extend(part.items);
@@ -191,9 +190,9 @@ impl Observer {
     ) -> Result<Option<ObservedPod>, CriError> {
         let key = listed.key();
         let sandboxes = async {
-            let mut reads = stream::iter(&listed.sandboxes)
-                .map(|item| self.sandboxes.sandbox_status(&item.id))
-                .buffer_unordered(CONCURRENT_CALLS);
+            let calls: Vec<_> =
+                listed.sandboxes.iter().map(|item| self.sandboxes.sandbox_status(&item.id)).collect();
+            let mut reads = stream::iter(calls).buffer_unordered(CONCURRENT_CALLS);
             let mut found: Vec<ObservedSandbox> = Vec::new();
             while let Some(result) = reads.next().await {
                 found.extend(unless_gone(result)?);
@@ -201,9 +200,12 @@ impl Observer {
             Ok::<_, CriError>(found)
         };
         let containers = async {
-            let mut reads = stream::iter(&listed.containers)
+            let calls: Vec<_> = listed
+                .containers
+                .iter()
                 .map(|item| self.containers.container_status(&item.id, &item.sandbox))
-                .buffer_unordered(CONCURRENT_CALLS);
+                .collect();
+            let mut reads = stream::iter(calls).buffer_unordered(CONCURRENT_CALLS);
             let mut found: Vec<ObservedContainer> = Vec::new();
             while let Some(result) = reads.next().await {
                 found.extend(unless_gone(result)?);

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use longshore_core::ids::ContainerId;
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::local::ProbeResult;
-use longshore_core::pod::observed::ObservedPod;
+use longshore_core::pod::observed::{ObservedContainer, ObservedPod, ObservedSandbox};
 use longshore_core::pod::snapshot::ProbeKind;
 use tokio::sync::Notify;
 
@@ -16,6 +17,8 @@ use tokio::sync::Notify;
 pub(super) struct Mail {
     pub desired: Option<DesiredPod>,
     pub reading: Option<Reading>,
+    /// In the order they happened.
+    pub parts: Vec<Part>,
     pub verdicts: BTreeMap<(ContainerId, ProbeKind), ProbeResult>,
     /// The life of this pod before this one left nothing behind.
     pub unblocked: bool,
@@ -28,6 +31,20 @@ pub(super) struct Reading {
     /// From the audit: news in it is something an event should have brought.
     pub audit: bool,
 }
+
+/// What an event of the runtime tells: one sandbox with its containers, or that something is gone.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub at: Timestamp,
+    pub sandbox: Option<ObservedSandbox>,
+    pub containers: Vec<ObservedContainer>,
+    /// Id of the container or sandbox that was removed.
+    pub removed: Option<String>,
+}
+
+/// More events than this for one pod between two turns of its worker are not kept: the newest tell
+/// the state, and the audit finds the rest.
+const MOST_PARTS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -48,6 +65,17 @@ impl Inbox {
                 return;
             }
             mail.reading = Some(reading);
+        }
+        self.wake.notify_one();
+    }
+
+    pub fn part(&self, part: Part) {
+        {
+            let parts = &mut self.lock().parts;
+            if parts.len() >= MOST_PARTS {
+                parts.remove(0);
+            }
+            parts.push(part);
         }
         self.wake.notify_one();
     }

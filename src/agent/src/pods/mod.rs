@@ -3,7 +3,9 @@
 
 mod clock;
 mod events;
+pub mod execute;
 mod fold;
+pub mod follow;
 mod gate;
 mod inbox;
 mod records;
@@ -32,6 +34,7 @@ use crate::metrics::PodMetrics;
 pub use clock::Clock;
 pub use events::is_ready;
 pub use gate::StartGate;
+pub use inbox::Part;
 use inbox::{Inbox, Reading};
 pub use records::{PodRecord, Records};
 pub use steps::{Execute, StepJob, StepReport};
@@ -89,7 +92,7 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    workers: HashMap<PodUid, Arc<Inbox>>,
+    workers: HashMap<PodUid, Entry>,
     /// Lives of one name in the order they came; only the first may do anything.
     lives: BTreeMap<PodKey, Vec<PodUid>>,
     /// Known from the runtime or a record, and no source has said anything about it yet.
@@ -97,6 +100,15 @@ struct State {
     records: HashMap<PodUid, PodRecord>,
     /// Pods seen so far; orders starts.
     born: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    inbox: Arc<Inbox>,
+    /// Its end was asked for; a uid never goes back (behaviours 1).
+    ending: bool,
+    /// The same uid wanted again meanwhile: begins a life of its own once this one has ended.
+    again: Option<DesiredPod>,
 }
 
 impl Pods {
@@ -120,11 +132,15 @@ impl Pods {
     /// A source wants this of a pod; the newest wish wins.
     pub fn desire(&self, desired: DesiredPod) {
         let mut state = self.lock();
-        if let Some(inbox) = state.workers.get(&desired.uid) {
-            inbox.desire(desired);
-            return;
+        match state.workers.get_mut(&desired.uid) {
+            None => self.start(&mut state, desired),
+            Some(entry) if entry.ending && desired.deletion.is_none() => entry.again = Some(desired),
+            Some(entry) => {
+                entry.ending |= desired.deletion.is_some();
+                entry.again = None;
+                entry.inbox.desire(desired);
+            }
         }
-        self.start(&mut state, desired);
     }
 
     /// News from the runtime about one pod, all of it.
@@ -132,29 +148,22 @@ impl Pods {
         self.read(Reading { pod, audit: false });
     }
 
-    /// Everything the runtime has, from a listing; pods it lacks are told so.
-    pub fn audit(&self, pods: Vec<ObservedPod>, at: jiff::Timestamp) {
-        let mut listed: HashMap<_, _> = pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let views = self.inner.deps.view.list();
-        for view in views {
-            let pod = listed.remove(&view.uid).unwrap_or_else(|| ObservedPod {
-                uid: view.uid.clone(),
-                key: view.key.clone(),
-                sandboxes: Vec::new(),
-                containers: Vec::new(),
-                observed_at: at,
-            });
-            self.read(Reading { pod, audit: true });
-        }
-        for pod in listed.into_values() {
-            self.read(Reading { pod, audit: true });
-        }
+    /// What an audit read of one pod; news in it is counted, as an event should have brought it.
+    pub fn audited(&self, pod: ObservedPod) {
+        self.read(Reading { pod, audit: true });
     }
 
     /// A probe's verdict changed.
     pub fn verdict(&self, uid: &PodUid, id: ContainerId, kind: ProbeKind, result: ProbeResult) {
-        if let Some(inbox) = self.lock().workers.get(uid) {
-            inbox.verdict(id, kind, result);
+        if let Some(entry) = self.lock().workers.get(uid) {
+            entry.inbox.verdict(id, kind, result);
+        }
+    }
+
+    /// An event of the runtime about one pod.
+    pub fn event(&self, uid: &PodUid, part: Part) {
+        if let Some(entry) = self.lock().workers.get(uid) {
+            entry.inbox.part(part);
         }
     }
 
@@ -197,7 +206,7 @@ impl Pods {
     fn read(&self, reading: Reading) {
         let mut state = self.lock();
         match state.workers.get(&reading.pod.uid) {
-            Some(inbox) => inbox.read(reading),
+            Some(entry) => entry.inbox.read(reading),
             None if reading.pod.sandboxes.is_empty() && reading.pod.containers.is_empty() => {}
             None => {
                 state.unclaimed.insert(reading.pod.uid.clone(), reading.pod);
@@ -244,7 +253,8 @@ impl Pods {
         );
         let birth = Birth { desired, lifecycle, known, local, prior, order: state.born };
         let inbox = Arc::new(Inbox::default());
-        state.workers.insert(uid.clone(), inbox.clone());
+        let entry = Entry { inbox: inbox.clone(), ending: birth.desired.deletion.is_some(), again: None };
+        state.workers.insert(uid.clone(), entry);
         let key = birth.desired.key.clone();
         let worker = Worker::new(deps.clone(), inbox, birth);
         let pods = self.clone();
@@ -263,19 +273,21 @@ impl Pods {
         deps.records.forget(uid);
         deps.view.forget(uid);
         let mut state = self.lock();
-        state.workers.remove(uid);
-        let Some(lives) = state.lives.get_mut(key) else { return };
+        let again = state.workers.remove(uid).and_then(|entry| entry.again);
+        let lives = state.lives.entry(key.clone()).or_default();
         lives.retain(|life| life != uid);
-        let next = lives.first().cloned();
-        match next {
+        match lives.first().cloned() {
             None => {
                 state.lives.remove(key);
             }
             Some(next) => {
-                if let Some(inbox) = state.workers.get(&next) {
-                    inbox.unblock();
+                if let Some(entry) = state.workers.get(&next) {
+                    entry.inbox.unblock();
                 }
             }
+        }
+        if let Some(desired) = again {
+            self.start(&mut state, desired);
         }
     }
 

@@ -22,6 +22,8 @@ pub trait Execute: Send + Sync + std::fmt::Debug + 'static {
     async fn execute(&self, job: StepJob) -> StepReport;
     /// Reads what the runtime has of a pod, after a step whose end is not known.
     async fn read(&self, uid: &PodUid) -> Option<ObservedPod>;
+    /// Removes what people may still have wanted to read while the pod was known: its logs.
+    async fn forget(&self, desired: &DesiredPod, node: &NodeContext);
 }
 
 /// One step with what its execution needs beside the step itself.

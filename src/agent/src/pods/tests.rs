@@ -87,6 +87,8 @@ impl Execute for Executor {
     async fn read(&self, _uid: &PodUid) -> Option<ObservedPod> {
         None
     }
+
+    async fn forget(&self, _desired: &DesiredPod, _node: &NodeContext) {}
 }
 
 #[derive(Debug)]

@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodStatus;
-use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::desired::{DesiredPod, PodSource};
 use longshore_core::pod::known::KnownPod;
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::pod::local::LocalState;
 use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
-use longshore_core::pod::step::{Step, StepKey, StepOutcome};
+use longshore_core::pod::step::{Step, StepKey, StepOutcome, StepResult};
 use longshore_core::wire::{PodView, TimelineOutcome};
 use tokio::sync::watch;
 
 use super::clock::millis_between;
 use super::events;
-use super::inbox::{Inbox, Mail};
+use super::inbox::{Inbox, Mail, Part};
 use super::records::PodRecord;
 use super::steps::{Ended, StepJob, Steps};
 use super::{Deps, fold};
@@ -76,7 +76,7 @@ impl Worker {
     pub fn new(deps: Arc<Deps>, inbox: Arc<Inbox>, birth: Birth) -> Self {
         let (node, object_changes) = (deps.node.clone(), deps.objects.changes());
         let objects = deps.objects.referenced(&birth.desired.pod);
-        Self {
+        let mut worker = Self {
             deps,
             inbox,
             desired: Arc::new(birth.desired),
@@ -94,7 +94,9 @@ impl Worker {
             done_lately: HashMap::new(),
             panics_in_a_row: 0,
             unsaved: true,
-        }
+        };
+        worker.note_observation();
+        worker
     }
 
     /// Runs until nothing of the pod is left and no source wants it.
@@ -117,12 +119,19 @@ impl Worker {
             self.wait().await;
         }
         self.deps.probes.want(&self.desired, Vec::new());
+        let node = self.node.borrow().clone();
+        self.deps.executor.forget(&self.desired, &node).await;
     }
 
-    /// Released, and its source has let go of it too: a finished pod stays to be looked at.
+    /// Released, nothing in the runtime, and its source has let go of it too: a pod that finished by
+    /// itself stays to be looked at.
     fn is_over(&self) -> bool {
+        let unwanted = self.desired.deletion.is_some() || self.desired.source == PodSource::Runtime;
+        let observed = self.known.pod();
         matches!(self.lifecycle, Lifecycle::Released { .. })
-            && self.desired.deletion.is_some()
+            && unwanted
+            && observed.containers.is_empty()
+            && observed.sandboxes.is_empty()
             && self.steps.is_empty()
     }
 
@@ -166,6 +175,9 @@ impl Worker {
                 tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, "the audit found a change no event told of");
             }
         }
+        for part in mail.parts {
+            self.absorb_part(part);
+        }
         for ((id, kind), result) in mail.verdicts {
             let results = self.local.probes.entry(id).or_default();
             let slot = match kind {
@@ -201,8 +213,25 @@ impl Worker {
         let news = self.known.absorb(reading);
         if news {
             self.tell_changes(&before);
+            self.note_observation();
         }
         news
+    }
+
+    /// What follows from the observation for the local state: crash back-off, instances forgotten.
+    fn note_observation(&mut self) {
+        let max_backoff = self.node.borrow().max_restart_backoff;
+        self.local.observe(&self.desired, self.known.pod(), max_backoff);
+    }
+
+    fn absorb_part(&mut self, part: Part) {
+        let before = self.known.pod().clone();
+        self.known.absorb_part(part.sandbox, part.containers, part.at);
+        if let Some(id) = part.removed {
+            self.known.apply(&StepResult::Removed(id), part.at);
+        }
+        self.tell_changes(&before);
+        self.note_observation();
     }
 
     fn tell_changes(&self, before: &longshore_core::pod::observed::ObservedPod) {
@@ -243,7 +272,8 @@ impl Worker {
             *count += 1;
         }
         self.unsaved |= matches!(ended.step, Step::PostStart { .. });
-        fold::record(&mut self.local, &ended.step, outcome, now);
+        self.local.record(&ended.step, &outcome, now);
+        self.note_observation();
         if let Some(reading) = ended.report.reading {
             self.absorb(reading);
         }
@@ -299,7 +329,7 @@ impl Worker {
                 self.wake_at = Some(self.wake_at.map_or(held_until, |at| at.min(held_until)));
                 continue;
             }
-            self.local.in_flight.insert(key.clone(), now);
+            self.local.begin(&step, now);
             self.deps.view.began(&self.desired.uid, now, key.to_string());
             let job = StepJob {
                 step,

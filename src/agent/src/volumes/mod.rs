@@ -7,6 +7,7 @@
 mod dir;
 mod empty_dir;
 mod host_path;
+mod mount_table;
 mod publish;
 mod sub_path;
 
@@ -20,6 +21,7 @@ use longshore_core::ids::{ContainerName, PodUid};
 use longshore_core::pod::step::{StepError, SubPathMount, VolumeAction, VolumeSource};
 
 pub use dir::Dir;
+pub use mount_table::RealMounts;
 
 /// Why something on disk could not be set up or released.
 #[derive(Debug, thiserror::Error)]

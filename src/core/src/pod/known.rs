@@ -64,6 +64,28 @@ impl KnownPod {
         news
     }
 
+    /// Folds in what an event tells of one sandbox: a part of the pod, so that what it lacks says
+    /// nothing. Answers whether anything was news.
+    pub fn absorb_part(
+        &mut self,
+        sandbox: Option<ObservedSandbox>,
+        containers: Vec<ObservedContainer>,
+        at: Timestamp,
+    ) -> bool {
+        let before = (self.pod.sandboxes.clone(), self.pod.containers.clone());
+        for sandbox in sandbox.into_iter().filter(|s| !self.removed_by(s.id.as_str(), at)).collect::<Vec<_>>()
+        {
+            self.put_sandbox(sandbox);
+        }
+        for container in
+            containers.into_iter().filter(|c| !self.removed_by(c.id.as_str(), at)).collect::<Vec<_>>()
+        {
+            self.put_container(container);
+        }
+        self.sort();
+        (&before.0, &before.1) != (&self.pod.sandboxes, &self.pod.containers)
+    }
+
     /// Folds in the runtime's reply to a call of ours (invariant 4).
     pub fn apply(&mut self, result: &StepResult, now: Timestamp) {
         match result {

@@ -1,0 +1,413 @@
+//! Carries out steps: one small function per step, each a few calls to the runtime, the disk or the
+//! cgroup tree, deciding nothing. Every step can be done again after any failure.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_core::ids::{ContainerId, ContainerName, PodUid, SandboxId};
+use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::hosts_file;
+use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
+use longshore_core::pod::snapshot::NodeContext;
+use longshore_core::pod::spec::SandboxSpec;
+use longshore_core::pod::step::{
+    CreateContainer, Hook, PodCgroup, Step, StepError, StepKind, StepOutcome, StepResult, StopContainer,
+    VolumeAction,
+};
+use longshore_cri::{Containers, CriError, ErrorKind, Observer, Sandboxes};
+use tokio::time::Instant;
+
+use super::clock::Clock;
+use super::gate::StartGate;
+use super::steps::{Execute, StepJob, StepReport};
+use crate::images::ImagePuller;
+use crate::journal::{Journal, Leftover};
+use crate::text::error_chain;
+use crate::volumes::{Dir, VolumeError, Volumes};
+
+/// Deadline of steps on this node's own disk and cgroups.
+const LOCAL_DEADLINE: Duration = Duration::from_secs(120);
+/// A container gets at least this long between its stop signal and SIGKILL, also when its preStop
+/// hook used up the grace (behaviours 17, 18).
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+/// Longest time a postStart hook may take; the API has no bound, a daemon needs one.
+const POST_START_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// The pod level of the cgroup tree.
+#[async_trait]
+pub trait PodCgroups: Send + Sync + std::fmt::Debug {
+    /// Makes the cgroup with its parents and gives it these limits.
+    async fn ensure(&self, cgroup: &PodCgroup) -> Result<(), StepError>;
+    /// Kills what is left in it and removes it with what is below; fine where it is gone.
+    async fn remove(&self, path: &str) -> Result<(), StepError>;
+}
+
+/// Runs lifecycle hooks.
+#[async_trait]
+pub trait Hooks: Send + Sync + std::fmt::Debug {
+    /// Runs one hook in or against a container within `timeout`.
+    ///
+    /// # Errors
+    /// One line that says what the hook answered.
+    async fn run(&self, container: &ContainerId, hook: &Hook, timeout: Duration) -> Result<(), String>;
+}
+
+/// Whether the runtime answers; steps that need it wait here while it does not.
+pub type RuntimeUp = tokio::sync::watch::Receiver<bool>;
+
+/// What steps act on.
+pub struct Executor {
+    pub clock: Clock,
+    pub sandboxes: Arc<dyn Sandboxes>,
+    pub containers: Arc<dyn Containers>,
+    pub observer: Observer,
+    pub images: ImagePuller,
+    pub volumes: Volumes,
+    pub cgroups: Arc<dyn PodCgroups>,
+    pub hooks: Arc<dyn Hooks>,
+    pub journal: Arc<Journal>,
+    pub gate: StartGate,
+    pub runtime_up: RuntimeUp,
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
+type Outcome = Result<StepResult, StepError>;
+
+#[async_trait]
+impl Execute for Executor {
+    async fn execute(&self, job: StepJob) -> StepReport {
+        let begin = Instant::now();
+        let kind = job.step.key().kind;
+        if needs_runtime(kind) {
+            // The sender lives as long as the daemon; without it there is nothing to wait for.
+            let _ = self.runtime_up.clone().wait_for(|up| *up).await;
+        }
+        let slot = match kind {
+            StepKind::CreateSandbox | StepKind::CreateContainer | StepKind::StartContainer => {
+                Some(self.gate.enter(kind, job.order).await)
+            }
+            _ => None,
+        };
+        let mut waited = begin.elapsed();
+        let result = match &job.step {
+            Step::PullImage { image, policy, .. } => {
+                let (result, pull_waited) = self.images.ensure(image, *policy).await;
+                waited += pull_waited;
+                result.map(StepResult::Image)
+            }
+            _ => self.carry_out(&job).await,
+        };
+        match result {
+            Ok(result) => {
+                if let Some(slot) = slot {
+                    slot.done();
+                }
+                StepReport { outcome: StepOutcome::Done(result), waited, reading: None }
+            }
+            Err(error) => {
+                drop(slot);
+                // Whatever the runtime did before it failed is looked up, not guessed.
+                let reading = if needs_runtime(kind) { self.read(&job.desired.uid).await } else { None };
+                StepReport { outcome: StepOutcome::Failed(error), waited, reading }
+            }
+        }
+    }
+
+    async fn read(&self, uid: &PodUid) -> Option<ObservedPod> {
+        self.observer.observe_pod(uid, self.clock.now()).await.ok().flatten()
+    }
+
+    async fn forget(&self, desired: &DesiredPod, node: &NodeContext) {
+        let logs_root = node.pod_logs_dir.clone();
+        let logs = format!("{}_{}_{}", desired.key.namespace, desired.key.name, desired.uid);
+        let removed = self
+            .on_disk(move |_| match Dir::open(&logs_root) {
+                Ok(root) => root.remove_tree(&logs),
+                Err(error) if error.kind() == Some(std::io::ErrorKind::NotFound) => Ok(()),
+                Err(error) => Err(error),
+            })
+            .await;
+        if let Err(error) = removed {
+            tracing::warn!(pod = %desired.key, uid = %desired.uid, error = error.message, "logs stay behind");
+        }
+    }
+}
+
+fn needs_runtime(kind: StepKind) -> bool {
+    matches!(
+        kind,
+        StepKind::PullImage
+            | StepKind::CreateSandbox
+            | StepKind::CreateContainer
+            | StepKind::StartContainer
+            | StepKind::StopContainer
+            | StepKind::StopSandbox
+            | StepKind::RemoveContainer
+            | StepKind::RemoveSandbox
+    )
+}
+
+impl Executor {
+    async fn carry_out(&self, job: &StepJob) -> Outcome {
+        let uid = &job.desired.uid;
+        match &job.step {
+            Step::PreparePodDirs { containers } => self.prepare_pod_dirs(job, containers.clone()).await,
+            Step::EnsureCgroup(cgroup) => self.ensure_cgroup(job, cgroup).await,
+            Step::PrepareVolume(action) | Step::UpdateVolume(action) => {
+                self.prepare_volume(action.clone()).await
+            }
+            Step::PullImage { .. } => Ok(StepResult::Done),
+            Step::CreateSandbox(spec) => self.create_sandbox(spec).await,
+            Step::CreateContainer(create) => self.create_container(job, create).await,
+            Step::StartContainer { container, id } => self.start_container(job, container, id).await,
+            Step::PostStart { id, hook, .. } => self.post_start(id, hook).await,
+            Step::StopContainer(stop) => self.stop_container(job, stop).await,
+            Step::StopSandbox { id } => self.stop_sandbox(id).await,
+            Step::RemoveContainer { id, .. } => self.remove_container(job, id).await,
+            Step::RemoveSandbox { id } => {
+                self.sandboxes.remove_sandbox(id).await.map_err(|e| failed("FailedKillPod", &e))?;
+                Ok(StepResult::Removed(id.to_string()))
+            }
+            Step::ReleaseVolume { volume } => {
+                let (uid, volume) = (uid.clone(), volume.clone());
+                self.on_disk(move |volumes| volumes.release(&uid, &volume)).await
+            }
+            Step::RemoveCgroup { path } => within(LOCAL_DEADLINE, self.cgroups.remove(path)).await,
+            Step::RemovePodDirs => {
+                let uid = uid.clone();
+                self.on_disk(move |volumes| volumes.remove_pod_dirs(&uid)).await
+            }
+        }
+    }
+
+    async fn prepare_pod_dirs(&self, job: &StepJob, containers: Vec<ContainerName>) -> Outcome {
+        let uid = job.desired.uid.clone();
+        let known = self.journal.leftovers().remove(&uid);
+        let leftover =
+            Leftover { key: job.desired.key.clone(), cgroup: known.and_then(|leftover| leftover.cgroup) };
+        self.note(&uid, &leftover)?;
+        self.on_disk(move |volumes| volumes.prepare_pod_dirs(&uid, &containers)).await
+    }
+
+    async fn ensure_cgroup(&self, job: &StepJob, cgroup: &PodCgroup) -> Outcome {
+        let leftover = Leftover { key: job.desired.key.clone(), cgroup: Some(cgroup.path.clone()) };
+        self.note(&job.desired.uid, &leftover)?;
+        within(LOCAL_DEADLINE, self.cgroups.ensure(cgroup)).await
+    }
+
+    fn note(&self, uid: &PodUid, leftover: &Leftover) -> Result<(), StepError> {
+        self.journal.may_leave(uid, leftover).map_err(|error| local_error("FailedMount", &error))
+    }
+
+    async fn prepare_volume(&self, action: VolumeAction) -> Outcome {
+        let content_hash = longshore_core::volume::content_hash(&action);
+        let now = self.clock.now();
+        self.on_disk(move |volumes| volumes.prepare(&action, now)).await?;
+        Ok(StepResult::Volume { content_hash })
+    }
+
+    async fn create_sandbox(&self, spec: &SandboxSpec) -> Outcome {
+        let reason = "FailedCreatePodSandBox";
+        let logs = spec.log_directory.clone();
+        self.on_disk(move |_| make_log_dir(Path::new(&logs))).await?;
+        let id = self.sandboxes.run_sandbox(spec).await.map_err(|e| failed(reason, &e))?;
+        let sandbox = self.sandboxes.sandbox_status(&id).await.map_err(|e| failed(reason, &e))?;
+        Ok(StepResult::Sandbox(sandbox))
+    }
+
+    async fn create_container(&self, job: &StepJob, create: &CreateContainer) -> Outcome {
+        let reason = "CreateContainerError";
+        self.prepare_container_files(job, create).await?;
+        let created_at = self.clock.now();
+        let spec = &create.spec;
+        let made = self.containers.create_container(&create.sandbox, spec, &create.sandbox_spec).await;
+        let id = made.map_err(|e| failed(reason, &e))?;
+        // The answer has the id only; the rest is what was asked for. An event or the next reading
+        // says the same in the runtime's words.
+        Ok(StepResult::Container(ObservedContainer {
+            id,
+            sandbox: create.sandbox.clone(),
+            name: spec.name.clone(),
+            attempt: spec.attempt,
+            state: ContainerState::Created,
+            created_at,
+            image: spec.user_image.clone(),
+            image_ref: spec.image_ref.clone(),
+            labels: spec.labels.clone(),
+            annotations: spec.annotations.clone(),
+            log_path: format!("{}/{}", create.sandbox_spec.log_directory, spec.log_path),
+        }))
+    }
+
+    /// What a container's mounts and log need on disk before the runtime is asked.
+    async fn prepare_container_files(
+        &self,
+        job: &StepJob,
+        create: &CreateContainer,
+    ) -> Result<(), StepError> {
+        let uid = job.desired.uid.clone();
+        let pod = job.desired.pod.clone();
+        let domain = job.node.dns.cluster_domain.clone();
+        let ips = job
+            .observed
+            .sandboxes
+            .iter()
+            .find(|s| s.id == create.sandbox)
+            .map(|s| s.ips.clone())
+            .unwrap_or_default();
+        let (sub_paths, termination_log) = (create.sub_paths.clone(), create.termination_log.clone());
+        let log = Path::new(&create.sandbox_spec.log_directory).join(&create.spec.log_path);
+        self.on_disk(move |volumes| {
+            // A pod on the host's network sees the node's names, then what it asked for itself.
+            let mut hosts = match pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+                true => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+                false => String::new(),
+            };
+            hosts.push_str(&hosts_file::content(&pod, &ips, &domain));
+            volumes.write_hosts(&uid, &hosts)?;
+            for mount in &sub_paths {
+                volumes.bind_sub_path(mount)?;
+            }
+            if let Some(path) = &termination_log {
+                volumes.create_termination_log(path)?;
+            }
+            log.parent().map_or(Ok(()), make_log_dir)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    async fn start_container(&self, job: &StepJob, name: &ContainerName, id: &ContainerId) -> Outcome {
+        self.containers.start_container(id).await.map_err(|e| failed("RunContainerError", &e))?;
+        let created = job.observed.containers.iter().find(|c| c.id == *id);
+        match created {
+            Some(created) => {
+                let state = ContainerState::Running { started_at: self.clock.now() };
+                Ok(StepResult::Container(ObservedContainer { state, ..created.clone() }))
+            }
+            None => Err(StepError {
+                reason: "RunContainerError".into(),
+                message: format!("container {name} was started and is not among those known"),
+                retryable: true,
+            }),
+        }
+    }
+
+    async fn post_start(&self, id: &ContainerId, hook: &Hook) -> Outcome {
+        let result = self.hooks.run(id, hook, POST_START_DEADLINE).await;
+        result.map(|()| StepResult::Done).map_err(|message| StepError {
+            reason: "PostStartHookError".into(),
+            message,
+            retryable: false,
+        })
+    }
+
+    async fn stop_container(&self, job: &StepJob, stop: &StopContainer) -> Outcome {
+        let begin = Instant::now();
+        if let Some(hook) = &stop.pre_stop {
+            // A failed preStop is told and stops nothing.
+            if let Err(message) = self.hooks.run(&stop.id, hook, stop.grace).await {
+                tracing::warn!(container = %stop.container, message, "preStop failed");
+            }
+        }
+        let left = match stop.grace {
+            Duration::ZERO => Duration::ZERO,
+            grace => grace.saturating_sub(begin.elapsed()).max(LEAST_GRACE),
+        };
+        self.containers.stop_container(&stop.id, left).await.map_err(|e| failed("FailedKillPod", &e))?;
+        let Some(known) = job.observed.containers.iter().find(|c| c.id == stop.id) else {
+            return Ok(StepResult::Done);
+        };
+        match self.containers.container_status(&stop.id, &known.sandbox).await {
+            Ok(container) => Ok(StepResult::Container(container)),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(StepResult::Removed(stop.id.to_string())),
+            Err(error) => Err(failed("FailedKillPod", &error)),
+        }
+    }
+
+    async fn stop_sandbox(&self, id: &SandboxId) -> Outcome {
+        self.sandboxes.stop_sandbox(id).await.map_err(|e| failed("FailedKillPod", &e))?;
+        match self.sandboxes.sandbox_status(id).await {
+            Ok(mut sandbox) => {
+                // The call answered that it is stopped, whatever a cached status still says.
+                sandbox.state = SandboxState::NotReady;
+                Ok(StepResult::Sandbox(sandbox))
+            }
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(StepResult::Removed(id.to_string())),
+            Err(error) => Err(failed("FailedKillPod", &error)),
+        }
+    }
+
+    async fn remove_container(&self, job: &StepJob, id: &ContainerId) -> Outcome {
+        self.containers.remove_container(id).await.map_err(|e| failed("FailedKillPod", &e))?;
+        let log = job.observed.containers.iter().find(|c| c.id == *id).map(|c| c.log_path.clone());
+        if let Some(log) = log.filter(|path| !path.is_empty()) {
+            self.on_disk(move |_| remove_log(Path::new(&log))).await?;
+        }
+        Ok(StepResult::Removed(id.to_string()))
+    }
+
+    /// Work on the disk, off the async threads.
+    async fn on_disk<F>(&self, work: F) -> Outcome
+    where
+        F: FnOnce(&Volumes) -> Result<(), VolumeError> + Send + 'static,
+    {
+        let volumes = self.volumes.clone();
+        let task = tokio::task::spawn_blocking(move || work(&volumes));
+        match tokio::time::timeout(LOCAL_DEADLINE, task).await {
+            Ok(Ok(result)) => result.map(|()| StepResult::Done).map_err(|error| error.to_step_error()),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+async fn within(deadline: Duration, work: impl Future<Output = Result<(), StepError>>) -> Outcome {
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| Err(late())).map(|()| StepResult::Done)
+}
+
+fn late() -> StepError {
+    StepError {
+        reason: "DeadlineExceeded".into(),
+        message: format!(
+            "not done within {} s; is a disk or a mount of this node hanging?",
+            LOCAL_DEADLINE.as_secs()
+        ),
+        retryable: true,
+    }
+}
+
+fn failed(reason: &str, error: &CriError) -> StepError {
+    StepError {
+        reason: reason.into(),
+        message: error.one_line(),
+        retryable: error.is_retryable() || error.kind == ErrorKind::AlreadyExists,
+    }
+}
+
+fn local_error(reason: &str, error: &dyn std::error::Error) -> StepError {
+    StepError { reason: reason.into(), message: error_chain(error), retryable: true }
+}
+
+/// Folders of logs are the runtime's to write and people's to read.
+fn make_log_dir(path: &Path) -> Result<(), VolumeError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+    made.map_err(|source| VolumeError::Io { action: "make folder", path: path.to_path_buf(), source })
+}
+
+fn remove_log(path: &Path) -> Result<(), VolumeError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(VolumeError::Io { action: "remove", path: path.to_path_buf(), source })
+        }
+        _ => Ok(()),
+    }
+}
