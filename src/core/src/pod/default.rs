@@ -45,11 +45,10 @@ fn default_container(container: &mut Container, host_network: bool) {
     for env in container.env.iter_mut().flatten() {
         default_env(env);
     }
-    for probe in [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe]
-    {
-        if let Some(probe) = probe {
-            default_probe(probe);
-        }
+    let probes =
+        [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    for probe in probes.into_iter().flatten() {
+        default_probe(probe);
     }
     if let Some(lifecycle) = &mut container.lifecycle {
         default_lifecycle(lifecycle);

@@ -30,5 +30,6 @@ pub mod retry;
 pub mod security;
 pub mod snapshot;
 pub mod spec;
+pub mod status;
 pub mod step;
 pub mod validate;
