@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod config;
 pub mod document;
+pub mod hooks;
 pub mod images;
 pub mod journal;
 pub mod lock;
@@ -11,6 +12,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod pods;
+pub mod probes;
 pub mod reads;
 pub mod sources;
 pub mod supervisor;

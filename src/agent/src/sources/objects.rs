@@ -9,6 +9,8 @@ use longshore_core::ids::ObjectKey;
 use longshore_core::pod::snapshot::ReferencedObjects;
 use tokio::sync::watch;
 
+use crate::pods::Objects;
+
 /// Cheap to clone; all clones are one store.
 #[derive(Clone, Debug)]
 pub struct ObjectStore {
@@ -58,6 +60,16 @@ impl ObjectStore {
 
     fn lock(&self) -> MutexGuard<'_, ReferencedObjects> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Objects for ObjectStore {
+    fn referenced(&self, pod: &Pod) -> ReferencedObjects {
+        Self::referenced(self, pod)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        Self::changes(self)
     }
 }
 
