@@ -168,6 +168,12 @@ The exit code is the command's own.")]
         #[command(flatten)]
         at: Where,
     },
+    /// Services: list them, see the dataplane, explain an address
+    #[command(visible_alias = "service")]
+    Svc {
+        #[command(subcommand)]
+        command: SvcCommand,
+    },
     /// Check that this node can run pods, and say what mends each fault
     #[command(after_help = "Exit code 1 where a check failed.
 
@@ -185,6 +191,51 @@ Examples:
     },
     /// Show the versions of this command, the agent and the runtime
     Version {
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum SvcCommand {
+    /// List the Services this node serves, with their endpoints
+    #[command(after_help = "ENDPOINTS are those that get packets, of those known.
+
+Examples:
+  longshore svc list
+  longshore svc list -o wide -n shop")]
+    List {
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show how the dataplane is doing: mode, kernel objects, what was refused
+    Status {
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Say what happens to a packet to an address, and why
+    #[command(after_help = "Examples:
+  longshore svc explain 10.96.0.10:80                  from some pod of this node
+  longshore svc explain 10.96.0.10:53 --protocol udp --from pod/web
+  longshore svc explain shop/web:8080 --from 192.0.2.7   a client outside
+  longshore svc explain 10.0.0.5:30080 --from node")]
+    Explain {
+        /// IP:PORT, or a Service: NAME, NAMESPACE/NAME, either with :PORT
+        to: String,
+        /// Who asks: a pod, an address, or `node`; else some pod of this node
+        #[arg(long, value_name = "POD|IP|node")]
+        from: Option<String>,
+        /// Protocol of the packet
+        #[arg(long, value_parser = ["tcp", "udp", "sctp"], default_value = "tcp")]
+        protocol: String,
         #[command(flatten)]
         out: Out,
         #[command(flatten)]

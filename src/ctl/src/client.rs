@@ -123,3 +123,80 @@ impl Daemon {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    /// Answers one request with these bytes and keeps what was asked.
+    fn answering(path: &Path, answer: Vec<u8>) -> tokio::task::JoinHandle<String> {
+        let listener = UnixListener::bind(path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            // The client may hang up before it has read everything.
+            let _ = stream.write_all(&answer).await;
+            String::from_utf8(request).unwrap()
+        })
+    }
+
+    fn answer(status: &str, body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn answers_and_refusals_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let cases: [(Vec<u8>, Result<u32, &str>); 6] = [
+            (answer("200 OK", "7"), Ok(7)),
+            (
+                answer("404 Not Found", r#"{"error":"there is no pod a/b","hint":"look"}"#),
+                Err("error: there is no pod a/b\nhint: look"),
+            ),
+            (answer("500 Internal Server Error", "oops"), Err("HTTP 500")),
+            (answer("200 OK", "not json"), Err("cannot be understood")),
+            (b"what is this\r\n\r\n".to_vec(), Err("cannot be understood")),
+            (answer("200 OK", "7")[..30].to_vec(), Err("cannot be understood")),
+        ];
+        for (number, (bytes, expected)) in cases.into_iter().enumerate() {
+            let path = folder.path().join(number.to_string());
+            let server = answering(&path, bytes);
+            let got = Daemon::new(&path).get::<u32>("/v1/x").await.map_err(CliError::from);
+            assert!(server.await.unwrap().starts_with("GET /v1/x HTTP/1.1\r\n"));
+            match (got, expected) {
+                (Ok(value), Ok(want)) => assert_eq!(value, want),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{number}: {error}"),
+                (got, _) => panic!("{number}: {got:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_ANSWER_BYTES + 1);
+        let server = answering(&path, [head.into_bytes(), vec![b' '; MAX_ANSWER_BYTES + 1]].concat());
+        let error = Daemon::new(&path).get::<u32>("/v1/x").await.unwrap_err();
+        assert!(error.to_string().contains("cannot be understood"), "{error}");
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_down_is_known_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing.sock");
+        assert!(Daemon::new(&missing).get::<u32>("/").await.unwrap_err().is_down());
+        // A killed daemon leaves its socket behind.
+        let stale = folder.path().join("stale.sock");
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        let error = Daemon::new(&stale).get::<u32>("/").await.unwrap_err();
+        assert!(error.is_down());
+        assert!(CliError::from(error).to_string().contains("\nhint: start it (systemctl start longshore)"));
+    }
+}

@@ -15,6 +15,7 @@ pub mod pods;
 pub mod ps;
 pub mod shell;
 pub mod status_column;
+pub mod svc;
 pub mod target;
 pub mod timeline;
 pub mod version;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 pub use args::CtlCommand;
-use args::{LogOptions, Namespace, Out, Where};
+use args::{LogOptions, Namespace, Out, SvcCommand, Where};
 use error::CliError;
 use output::Screen;
 use pods::Node;
@@ -90,12 +91,25 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
         CtlCommand::Timeline { pod, namespace, out, at } => {
             timeline::run(&node(&at), &screen(&out), &pod_name(&pod, &namespace)?).await?;
         }
+        CtlCommand::Svc { command } => run_svc(command).await?,
         CtlCommand::Doctor { root_dir, out, at } => {
             return doctor::run(&node(&at), &screen(&out), &root_dir).await;
         }
         CtlCommand::Version { out, at } => version::run(&node(&at), &screen(&out)).await?,
     }
     Ok(0)
+}
+
+async fn run_svc(command: SvcCommand) -> Result<(), CliError> {
+    match command {
+        SvcCommand::List { namespace, out, at } => {
+            svc::list(&node(&at), &screen(&out), namespace.namespace.as_deref()).await
+        }
+        SvcCommand::Status { out, at } => svc::status(&node(&at), &screen(&out)).await,
+        SvcCommand::Explain { to, from, protocol, out, at } => {
+            svc::explain(&node(&at), &screen(&out), &to, &protocol, from.as_deref()).await
+        }
+    }
 }
 
 /// `describe pod web`, `describe pod/web`, `describe web`.

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn names_are_read_in_every_form() {
-        let cases: [(&str, Option<&str>, Result<(Option<&str>, &str), &str>); 9] = [
+        type Read = Result<(Option<&'static str>, &'static str), &'static str>;
+        let cases: [(&str, Option<&str>, Read); 9] = [
             ("web", None, Ok((None, "web"))),
             ("web", Some("shop"), Ok((Some("shop"), "web"))),
             ("shop/web", None, Ok((Some("shop"), "web"))),

@@ -157,7 +157,8 @@ mod tests {
     #[test]
     fn each_form_of_a_line_is_read_or_refused() {
         let time = "2026-11-21T10:00:00.123456789Z";
-        let cases: [(String, Option<(Stream, bool, &str)>); 13] = [
+        type Read = Option<(Stream, bool, &'static str)>;
+        let cases: [(String, Read); 13] = [
             (format!("{time} stdout F hello"), Some((Stream::Stdout, false, "hello"))),
             (format!("{time} stderr P half"), Some((Stream::Stderr, true, "half"))),
             (format!("{time} stdout F:more x"), Some((Stream::Stdout, false, "x"))),

@@ -130,7 +130,7 @@ fn waits_to_restart(pod: &NodePod, name: &str) -> bool {
 async fn follow(
     node: &Node,
     name: &PodName,
-    sources: &mut Vec<Source>,
+    sources: &mut [Source],
     out: &mut Output,
 ) -> Result<(), CliError> {
     let mut asked = tokio::time::Instant::now();
