@@ -5,10 +5,13 @@
 //! Effects only: what the kernel should hold is decided in `longshore-core`. The only crate of the
 //! workspace with `unsafe`, each block allowed by itself and with its reason.
 
+pub mod cgroup;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod ipvs;
+pub mod modules;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod route;
+pub mod sysctl;
