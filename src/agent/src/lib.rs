@@ -2,6 +2,7 @@
 //! put together in `wiring`. Decisions live in `longshore-core`; here they are carried out.
 
 pub mod admin;
+pub mod cgroups;
 pub mod config;
 pub mod document;
 pub mod hooks;
@@ -15,6 +16,50 @@ pub mod pods;
 pub mod probes;
 pub mod reads;
 pub mod sources;
+pub mod sourcing;
 pub mod supervisor;
 pub mod text;
 pub mod volumes;
+pub mod wiring;
+
+use std::process::ExitCode;
+
+use config::AgentArgs;
+
+/// Threads for async work: the daemon waits far more than it computes.
+const WORKERS: usize = 2;
+/// Threads for work on disks, at most.
+const BLOCKING_THREADS: usize = 8;
+
+/// `longshore agent`: reads the configuration, then runs until SIGTERM.
+pub fn main(args: &AgentArgs) -> ExitCode {
+    let settings = match config::load(args) {
+        Ok(settings) => settings,
+        Err(error) => return fail(&text::error_chain(&error)),
+    };
+    logging::init(&settings.logging);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(std::time::Duration::from_secs(5))
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(wiring::run(settings));
+            // Steps under way are left to the journal and the next start.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}

@@ -29,6 +29,10 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Ctl(CtlCommand),
+    /// Run the node agent: pods and Services of this node
+    #[command(after_help = "Example:
+  longshore agent --standalone --manifests /etc/longshore/manifests")]
+    Agent(Box<longshore_agent::config::AgentArgs>),
     /// Print a completion script
     #[command(after_help = "Example:
   longshore completion bash > /etc/bash_completion.d/longshore")]
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(names::subcommand_for(std::env::args_os()));
     match cli.command {
         Command::Ctl(command) => longshore_ctl::main(command),
+        Command::Agent(args) => longshore_agent::main(&args),
         Command::Completion { shell } => {
             longshore_ctl::shell::completion(&mut Cli::command(), shell);
             ExitCode::SUCCESS

@@ -46,6 +46,11 @@ impl Node {
         });
     }
 
+    /// The runtime's cgroup driver, which wins over the configured one (behaviours 54).
+    pub fn set_cgroup_driver(&self, driver: CgroupDriver) {
+        self.change(|context| std::mem::replace(&mut context.cgroups.driver, driver) != driver);
+    }
+
     /// The first full sync of Services is in the kernel, or there are none to wait for.
     pub fn set_services_synced(&self) {
         self.change(|context| !std::mem::replace(&mut context.services_synced, true));

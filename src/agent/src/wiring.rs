@@ -1,0 +1,327 @@
+//! The daemon put together: plain constructors, one after the other. Nothing here decides; what a
+//! part does is in its own folder.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use longshore_core::ids::ContainerId;
+use longshore_core::pod::step::Hook;
+use longshore_core::pod::{plan, snapshot, status};
+use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
+use longshore_kernel::route::RealRoutes;
+use prometheus_client::registry::Registry;
+use sd_notify::NotifyState;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy};
+use crate::config::Settings;
+use crate::hooks::HookRunner;
+use crate::images::ImagePuller;
+use crate::journal::Journal;
+use crate::lock::InstanceLock;
+use crate::metrics::PodMetrics;
+use crate::node::{self, Facts, Node};
+use crate::pods::execute::{Executor, Hooks, PodCgroups};
+use crate::pods::follow::{Follower, RuntimeHealth};
+use crate::pods::{Clock, Deps, Planner, Pods, PodsView, Records, StartGate};
+use crate::probes::Prober;
+use crate::probes::attempt::{Attempt, RealAttempt};
+use crate::probes::exec::RuntimeExec;
+use crate::reads::{NodeViews, PodViews};
+use crate::sources::{ManifestOptions, Manifests, ObjectStore};
+use crate::sourcing::Sourcing;
+use crate::supervisor;
+use crate::text::error_chain;
+use crate::volumes::{Mounts, RealMounts, Volumes};
+
+/// Starts at once, at least, at first and at most; what is sustained is learned between.
+const STARTS_AT_LEAST: usize = 2;
+const STARTS_AT_MOST: usize = 64;
+
+/// The world the daemon works on; tests give fakes.
+pub struct World {
+    pub clock: Clock,
+    pub runtime: Runtime,
+    pub mounts: Arc<dyn Mounts>,
+    pub cgroups: Arc<dyn PodCgroups>,
+    pub hooks: Arc<dyn Hooks>,
+    pub attempt: Arc<dyn Attempt>,
+    pub facts: Facts,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// The node half of a daemon that runs. Dropping `stop`'s last clone does not end it; cancelling does.
+#[derive(Clone, Debug)]
+pub struct NodeHalf {
+    pub pods: Pods,
+    pub node: Node,
+    pub objects: ObjectStore,
+    pub sourcing: Arc<Sourcing>,
+    pub records: Records,
+    pub health: watch::Receiver<RuntimeHealth>,
+    follower: Arc<Follower>,
+}
+
+/// Runs the daemon until SIGTERM. Pods are left as they are.
+///
+/// # Errors
+/// What makes starting pointless: another daemon on the same root, a root folder that cannot be
+/// written, an endpoint that is none.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let stop = CancellationToken::new();
+    supervisor::handle_signals(stop.clone(), || {
+        tracing::info!(
+            "reload: manifests are watched anyway; other settings take a restart, which touches no pod"
+        );
+    })?;
+    tokio::spawn(supervisor::keep_watchdog_fed());
+    let state = make_folders(&settings.pods.root_dir)?;
+    let _lock = InstanceLock::take(&state.join("lock"))?;
+    let routes = RealRoutes::open().context("open the routing table")?;
+    let facts = Facts::read(&routes, settings.dns.resolv_conf.as_deref()).await?;
+    let runtime = connect(&settings)?;
+    let exec = Arc::new(RuntimeExec(runtime.streams.clone()));
+    let world = World {
+        clock: Clock::System,
+        mounts: Arc::new(RealMounts),
+        cgroups: crate::cgroups::for_settings(&settings.cgroups),
+        hooks: Arc::new(HookRunner::new(exec.clone())),
+        attempt: Arc::new(RealAttempt::new(exec)),
+        runtime,
+        facts,
+    };
+    let half = NodeHalf::new(&settings, world, &state)?;
+    let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
+    let reads = half.reads();
+    let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
+    half.node.set_services_synced();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        result = half.start(&settings) => {
+            result?;
+            supervisor::notify(&[NotifyState::Ready]);
+            tracing::info!(pods = half.pods.workers(), "ready");
+            half.keep_running(&stop).await;
+        }
+    }
+    half.records.flush().await;
+    serving.await.context("the admin socket's task")?;
+    Ok(())
+}
+
+/// The root folder and the daemon's own below it.
+fn make_folders(root: &Path) -> anyhow::Result<PathBuf> {
+    let state = root.join("longshore");
+    for folder in [root.to_path_buf(), root.join("pods"), state.clone(), state.join("pods")] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(&folder)
+            .with_context(|| format!("make folder {}", folder.display()))?;
+    }
+    Ok(state)
+}
+
+fn connect(settings: &Settings) -> anyhow::Result<Runtime> {
+    let timeouts = Timeouts { unary: settings.runtime.request_timeout };
+    let uri = |path: &Path| format!("unix://{}", path.display());
+    let client = CriClient::new(&uri(&settings.runtime.endpoint), timeouts)?;
+    let images = client.at(&uri(&settings.runtime.image_endpoint))?;
+    Ok(Runtime::new(client).with_images(images))
+}
+
+#[async_trait]
+impl Hooks for HookRunner {
+    async fn run(
+        &self,
+        container: &ContainerId,
+        hook: &Hook,
+        timeout: std::time::Duration,
+    ) -> Result<(), String> {
+        self.run_hook(container, hook, timeout).await.map_err(|error| error_chain(&error))
+    }
+}
+
+impl NodeHalf {
+    /// Everything constructed, nothing running yet. `state` is the daemon's own folder.
+    pub fn new(settings: &Settings, world: World, state: &Path) -> anyhow::Result<Self> {
+        let clock = world.clock;
+        let now = clock.now();
+        let node = Node::new(node::context(settings, &world.facts, None, now));
+        let objects = ObjectStore::default();
+        let records = Records::new(state.join("pods"));
+        let journal = Arc::new(Journal::open(&state.join("journal"))?);
+        let up = watch::Sender::new(false);
+        let runtime = world.runtime;
+        let cpus = usize::try_from(world.facts.cpus).unwrap_or(STARTS_AT_LEAST);
+        let executor = Executor {
+            clock,
+            sandboxes: runtime.sandboxes.clone(),
+            containers: runtime.containers.clone(),
+            observer: runtime.observer(),
+            images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls),
+            volumes: Volumes::new(settings.pods.root_dir.clone(), world.mounts),
+            cgroups: world.cgroups,
+            hooks: world.hooks,
+            journal: journal.clone(),
+            gate: StartGate::new(STARTS_AT_LEAST, cpus.max(STARTS_AT_LEAST), STARTS_AT_MOST),
+            runtime_up: up.subscribe(),
+        };
+        let prober = Prober::new(settings.probes, world.attempt, clock);
+        let pods = Pods::new(Deps {
+            clock,
+            planner: Planner { plan: plan::plan, status: status::pod_status },
+            executor: Arc::new(executor),
+            objects: Arc::new(objects.clone()),
+            probes: Arc::new(prober.clone()),
+            node: node.subscribe(),
+            view: PodsView::default(),
+            records: records.clone(),
+            journal,
+            metrics: PodMetrics::register(&mut Registry::default()),
+        });
+        let verdicts = pods.clone();
+        tokio::spawn(prober.run(Arc::new(move |verdict| {
+            verdicts.verdict(&verdict.pod, verdict.container, verdict.kind, verdict.result);
+        })));
+        let health = watch::Sender::new(RuntimeHealth {
+            runtime: String::new(),
+            answers: Err("it has not been asked yet".into()),
+            network: Err("the runtime has not been asked yet".into()),
+            since: now,
+        });
+        let health_reader = health.subscribe();
+        let follower = Arc::new(Follower {
+            clock,
+            pods: pods.clone(),
+            observer: runtime.observer(),
+            events: runtime.events.clone(),
+            info: runtime.info.clone(),
+            health,
+            up,
+            check: Notify::new(),
+            audit: Notify::new(),
+            relisting: watch::Sender::new(false),
+        });
+        let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), None));
+        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, follower })
+    }
+
+    /// What the admin socket may read of this half.
+    pub fn reads(&self) -> AdminReads {
+        let context = self.node.now();
+        let node = NodeViews {
+            name: context.name.clone(),
+            ips: context.ips.clone(),
+            started_at: context.agent_started_at,
+            health: self.health.clone(),
+            sources: self.sourcing.clone(),
+            service_mode: watch::Sender::new((String::new(), String::new())).subscribe(),
+        };
+        let pods = PodViews { pods: self.pods.view(), clock: self.follower.clock };
+        AdminReads { node: Arc::new(node), pods: Some(Arc::new(pods)), services: None }
+    }
+
+    /// Adopts what runs, then hears the sources; answers once every source was heard once. While the
+    /// runtime does not answer this waits: nothing could be adopted or started.
+    pub async fn start(&self, settings: &Settings) -> anyhow::Result<()> {
+        let follower = self.follower.clone();
+        follower.check_once().await;
+        tokio::spawn({
+            let follower = follower.clone();
+            async move { follower.keep_checking().await }
+        });
+        tokio::spawn(tell_network(self.node.clone(), self.health.clone()));
+        tokio::spawn(self.records.clone().write_all());
+        if !*follower.up.borrow() {
+            supervisor::status("waiting for the container runtime");
+            // The sender lives in the follower.
+            let _ = follower.up.subscribe().wait_for(|up| *up).await;
+        }
+        if let Some(driver) = follower.info.cgroup_driver().await.ok().flatten() {
+            self.node.set_cgroup_driver(match driver {
+                CgroupDriver::Systemd => snapshot::CgroupDriver::Systemd,
+                CgroupDriver::Cgroupfs => snapshot::CgroupDriver::Cgroupfs,
+            });
+        }
+        self.adopt().await?;
+        tokio::spawn({
+            let follower = follower.clone();
+            async move { follower.follow_events().await }
+        });
+        tokio::spawn(async move { follower.keep_auditing().await });
+        if let Some(folder) = &settings.sources.manifests {
+            let sourcing = self.sourcing.clone();
+            let options =
+                ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
+            let manifests = Manifests::start(options, Arc::new(move |change| sourcing.take(change)));
+            let mut synced = manifests.synced();
+            self.sourcing.show(manifests);
+            let _ = synced.wait_for(|synced| *synced).await;
+        }
+        self.sourcing.end_unclaimed(self.follower.clock.now());
+        supervisor::status("running");
+        Ok(())
+    }
+
+    /// What runs and what an earlier run of the daemon knew of it.
+    async fn adopt(&self) -> anyhow::Result<()> {
+        let found = loop {
+            match self.follower.observer.list_all(self.follower.clock.now()).await {
+                Ok(found) => break found,
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(error = error.one_line(), "listing what runs; trying again");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+                Err(error) => return Err(error).context("list what runs"),
+            }
+        };
+        for rejected in &found.rejected {
+            tracing::error!(
+                problem = rejected.problem,
+                "the runtime has something that cannot be read; it is left alone"
+            );
+        }
+        let records = self.records.load()?;
+        tracing::info!(running = found.pods.len(), records = records.len(), "adopting");
+        self.pods.found(found.pods.into_values().collect(), records);
+        Ok(())
+    }
+
+    /// Ends, from time to time, what appeared in the runtime and no source wants; until `stop`.
+    pub async fn keep_running(&self, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval(std::time::Duration::from_secs(10));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => self.sourcing.end_unclaimed(self.follower.clock.now()),
+            }
+        }
+    }
+}
+
+/// Pods plan with what the runtime says of the network, and with its absence.
+async fn tell_network(node: Node, mut health: watch::Receiver<RuntimeHealth>) {
+    loop {
+        let now = health.borrow_and_update().clone();
+        node.set_network(match now.answers {
+            Err(problem) => Err(format!("the runtime does not answer, {problem}")),
+            Ok(()) => now.network,
+        });
+        if health.changed().await.is_err() {
+            return;
+        }
+    }
+}
