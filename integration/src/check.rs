@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 
 const GATES: &[(&str, &[&str])] = &[
     ("format", &["fmt", "--all", "--check"]),
-    ("lints", &["clippy", "--workspace", "--all-targets", "--locked", "-q", "--", "-D", "warnings"]),
+    (
+        "lints",
+        &["clippy", "--workspace", "--all-targets", "--locked", "--keep-going", "-q", "--", "-D", "warnings"],
+    ),
     ("tidy", &["test", "-q", "-p", "longshore-integration", "--test", "tidy"]),
 ];
 

@@ -142,7 +142,7 @@ impl<'a> Player<'a> {
         let container = executed.container.as_ref().map_or(String::new(), |c| format!(" -c {c}"));
         let words: Vec<String> =
             executed.command.iter().map(|w| format!("'{}'", w.replace('\'', r"'\''"))).collect();
-        let line = format!("longshore exec {}{container} -- {}", executed.pod, words.join(" "));
+        let line = format!("longshore exec{container} {} -- {}", executed.pod, words.join(" "));
         let output = self.node.run(&self.fill_in(&line)?, &[], deadline)?;
         expect_code(output.code, executed.code, &output.text())?;
         self.filled(&executed.text)?.check(&output.stdout).map(|()| output.stdout)

@@ -279,6 +279,8 @@ impl fmt::Debug for VolumeFile {
 }
 
 /// What came back from executing a step.
+// One at a time passes through a channel: its size costs nothing, a box would be in every match.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepOutcome {
     Done(StepResult),
