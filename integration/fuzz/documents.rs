@@ -1,0 +1,86 @@
+//! What people write: manifests, configuration, quantities, addresses.
+
+use bolero::check;
+use longshore_agent::{document, sources};
+use longshore_core::resources::quantity::Amount;
+
+/// Random bytes rarely are YAML; cutting and joining real manifests is.
+const SEEDS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec:\n  containers:\n  - name: web\n    image: web:1\n    resources: {limits: {cpu: 100m, memory: 64Mi}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports: [{port: 80, targetPort: http, nodePort: 30080}]\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: aGVsbG8=}\n---\nkind: List\napiVersion: v1\nitems: [{kind: ConfigMap, apiVersion: v1, metadata: {name: c}, data: {k: v}}]\n";
+
+/// What means something to YAML.
+const INDICATORS: &[u8] = b"{}[]:-&*|>'\"\n\t #!%@`,?";
+
+/// The seed with pieces cut out, doubled and overwritten as `bytes` say.
+fn mutated(bytes: &[u8]) -> String {
+    let mut text = SEEDS.as_bytes().to_vec();
+    for edit in bytes.chunks_exact(4).take(32) {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % text.len();
+        let end = (at + usize::from(edit[3] % 40)).min(text.len());
+        match edit[2] % 4 {
+            0 => text[at] = edit[3],
+            1 => drop(text.drain(at..end)),
+            2 => {
+                let piece = text[at..end].to_vec();
+                text.splice(at..at, piece);
+            }
+            _ => text.insert(at, INDICATORS[usize::from(edit[3]) % INDICATORS.len()]),
+        }
+        if text.is_empty() {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn read_everything(text: &str) {
+    match document::parse("fuzz.yaml", text) {
+        Ok(nodes) => {
+            for node in &nodes {
+                for fault in sources::object::read_document(node).into_iter().filter_map(Result::err) {
+                    assert!(!format!("{fault:?}").is_empty());
+                }
+            }
+        }
+        Err(error) => assert!(!error.to_string().contains('\n'), "an error is one line: {error}"),
+    }
+}
+
+#[test]
+fn manifests_of_any_bytes() {
+    check!().for_each(|bytes: &[u8]| read_everything(&String::from_utf8_lossy(bytes)));
+}
+
+#[test]
+fn manifests_with_damage() {
+    check!().for_each(|bytes: &[u8]| read_everything(&mutated(bytes)));
+}
+
+#[test]
+fn quantities_read_back() {
+    check!().for_each(|bytes: &[u8]| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        if let Ok(quantity) = Amount::parse(text) {
+            let again = Amount::parse(text).expect("parsing does not depend on what went before");
+            assert_eq!((quantity.value(), quantity.milli_value()), (again.value(), again.milli_value()));
+        }
+    });
+}
+
+#[test]
+fn quantities_from_their_alphabet() {
+    const ALPHABET: &[u8] = b"0123456789.+-eEmunkKMGTPi ";
+    check!().for_each(|bytes: &[u8]| {
+        let text: String = bytes
+            .iter()
+            .take(40)
+            .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
+            .collect();
+        if let Ok(quantity) = Amount::parse(&text) {
+            // Both round away from zero, so a thousandth never says less than the whole.
+            assert!(
+                i128::from(quantity.milli_value()).abs()
+                    >= i128::from(quantity.value()).abs().saturating_sub(1)
+            );
+        }
+    });
+}
