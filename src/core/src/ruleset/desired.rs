@@ -47,11 +47,13 @@ pub struct Desired {
     node: NodeNetwork,
     /// Ordered by `PortId`; the first holds a frontend.
     claims: BTreeMap<Claim, Vec<Arc<ServicePortState>>>,
+    /// Frontends with more than one of them.
+    contested: BTreeSet<Claim>,
 }
 
 impl Desired {
     pub fn new(config: RenderConfig, node: NodeNetwork) -> Self {
-        Desired { config, node, claims: BTreeMap::new() }
+        Desired { config, node, claims: BTreeMap::new(), contested: BTreeSet::new() }
     }
 
     pub fn node(&self) -> &NodeNetwork {
@@ -88,6 +90,7 @@ impl Desired {
             states.entry(state.spec.id.clone()).or_insert_with(|| state.clone());
         }
         let mut dirty: BTreeSet<Claim> = std::mem::take(&mut self.claims).into_keys().collect();
+        self.contested.clear();
         self.node = node;
         for state in states.values() {
             dirty.extend(self.change(None, Some(state)));
@@ -117,7 +120,7 @@ impl Desired {
 
     /// Frontends that more than one Service asks for.
     pub fn clashes(&self) -> Vec<Clash> {
-        let frontends = self.claims.iter().filter(|(claim, _)| matches!(claim, Claim::Frontend { .. }));
+        let contested = self.contested.iter().filter_map(|claim| self.claims.get_key_value(claim));
         let of = |(claim, holders): (&Claim, &Vec<Arc<ServicePortState>>)| -> Vec<Clash> {
             let Some((holder, losers)) = holders.split_first() else { return Vec::new() };
             let holder = &holder.spec.id;
@@ -128,7 +131,7 @@ impl Desired {
             };
             losers.iter().map(loser).collect()
         };
-        frontends.flat_map(of).collect()
+        contested.flat_map(of).collect()
     }
 
     fn hold(&mut self, claim: Claim, state: &Arc<ServicePortState>) {
@@ -138,11 +141,17 @@ impl Desired {
             Ok(index) => holders[index] = state.clone(),
             Err(index) => holders.insert(index, state.clone()),
         }
+        if holders.len() > 1 && matches!(claim, Claim::Frontend { .. }) {
+            self.contested.insert(claim);
+        }
     }
 
     fn release(&mut self, claim: &Claim, id: &PortId) {
         let Some(holders) = self.claims.get_mut(claim) else { return };
         holders.retain(|held| held.spec.id != *id);
+        if holders.len() < 2 {
+            self.contested.remove(claim);
+        }
         if holders.is_empty() {
             self.claims.remove(claim);
         }

@@ -82,6 +82,8 @@ pub struct Applied {
     claims: BTreeMap<Claim, Objects>,
     /// Real servers that take no new connections and wait for their old ones.
     draining: BTreeSet<(VirtualServerKey, RealServerKey)>,
+    /// How many objects there are.
+    count: usize,
 }
 
 impl Applied {
@@ -107,6 +109,7 @@ impl Applied {
     /// Replace what is believed of one claim by what a look into the kernel showed.
     pub fn replace(&mut self, claim: Claim, objects: Objects) {
         let keys: Vec<ObjectKey> = self.claims.remove(&claim).unwrap_or_default().into_keys().collect();
+        self.count -= keys.len();
         keys.iter().for_each(|key| self.forget_draining(key));
         for (key, value) in objects {
             self.put(claim, key, value);
@@ -127,7 +130,7 @@ impl Applied {
 
     /// How many kernel objects there are.
     pub fn len(&self) -> usize {
-        self.claims.values().map(BTreeMap::len).sum()
+        self.count
     }
 
     pub fn is_empty(&self) -> bool {
@@ -146,19 +149,20 @@ impl Applied {
         {
             self.draining.insert((*server, *real));
         }
-        self.claims.entry(claim).or_default().insert(key, value);
+        if self.claims.entry(claim).or_default().insert(key, value).is_none() {
+            self.count += 1;
+        }
     }
 
     fn take(&mut self, claim: Claim, key: &ObjectKey) {
         let Some(objects) = self.claims.get_mut(&claim) else { return };
         let mut gone = vec![key.clone()];
-        objects.remove(key);
         if let ObjectKey::Server(server) = key {
             // The kernel removes a virtual server's real servers with it.
             let reals = objects.keys().filter(|key| matches!(key, ObjectKey::Real(of, _) if of == server));
             gone.extend(reals.cloned().collect::<Vec<_>>());
-            gone.iter().for_each(|key| drop(objects.remove(key)));
         }
+        self.count -= gone.iter().filter(|key| objects.remove(*key).is_some()).count();
         if objects.is_empty() {
             self.claims.remove(&claim);
         }

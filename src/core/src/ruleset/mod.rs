@@ -8,6 +8,7 @@ pub mod diff;
 pub mod ipvs;
 pub mod model;
 pub mod nft;
+pub mod node;
 pub mod object;
 pub mod render_ipvs;
 pub mod trace;

@@ -1,0 +1,147 @@
+//! What Services need of the node itself: which of its addresses serve node ports, and which kernel
+//! settings IPVS needs. Pure; the agent reads addresses and writes settings.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::render_ipvs::NodeNetwork;
+use crate::service::Family;
+use crate::service::cidr::Cidr;
+
+/// An address of the host as the kernel lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    pub addr: IpAddr,
+    /// On a loopback device.
+    pub loopback: bool,
+    /// On our own dummy device.
+    pub ours: bool,
+    /// Valid on its link only.
+    pub link_local: bool,
+}
+
+/// Where node ports are served (`nodePortAddresses`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every address of the node.
+    #[default]
+    All,
+    /// The node's primary address of each family.
+    Primary,
+    /// Addresses within these.
+    Within(Vec<Cidr>),
+}
+
+/// Sort the host's addresses. `primary` are the node's own, one for each family it has.
+pub fn network(all: &[HostAddress], which: &NodePortAddresses, primary: &[IpAddr]) -> NodeNetwork {
+    let host: BTreeSet<IpAddr> = all.iter().filter(|host| !host.ours).map(|host| host.addr).collect();
+    // Loopback cannot be served by IPVS: its packets never pass the hooks with another source.
+    let usable = all.iter().filter(|host| !host.ours && !host.loopback && !host.link_local);
+    let usable = usable.map(|host| host.addr).filter(|addr| !addr.is_loopback());
+    let admitted = |addr: &IpAddr| match which {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => primary.contains(addr),
+        NodePortAddresses::Within(cidrs) => cidrs.iter().any(|cidr| cidr.contains(*addr)),
+    };
+    NodeNetwork { node_port_addresses: usable.filter(admitted).collect(), host_addresses: host }
+}
+
+/// A kernel setting below `/proc/sys`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// `net/ipv4/vs/conntrack`.
+    pub path: &'static str,
+    pub value: &'static str,
+    /// What is lost without it.
+    pub reason: &'static str,
+}
+
+/// The settings IPVS mode needs on a kernel of this version (`net/ipv4/ip_vs` sysctl documentation).
+pub fn ipvs_settings(kernel: (u32, u32), strict_arp: bool, families: &[Family]) -> Vec<Setting> {
+    let mut settings = vec![
+        Setting {
+            path: "net/ipv4/vs/conntrack",
+            value: "1",
+            reason: "sources of Service connections are not rewritten without it",
+        },
+        Setting {
+            path: "net/ipv4/vs/expire_nodest_conn",
+            value: "1",
+            reason: "connections to a removed endpoint hang instead of ending",
+        },
+        Setting {
+            path: "net/ipv4/vs/expire_quiescent_template",
+            value: "1",
+            reason: "clients with affinity stay on an endpoint that is going away",
+        },
+        Setting { path: "net/ipv4/ip_forward", value: "1", reason: "packets to pods are not forwarded" },
+    ];
+    if families.contains(&Family::V6) {
+        let reason = "IPv6 packets to pods are not forwarded";
+        settings.push(Setting { path: "net/ipv6/conf/all/forwarding", value: "1", reason });
+    }
+    // Between 4.1 and 5.9 a reused source port waited a second or met a removed endpoint.
+    if kernel >= (4, 1) && kernel < (5, 9) {
+        let reason = "connections from a reused port wait a second";
+        settings.push(Setting { path: "net/ipv4/vs/conn_reuse_mode", value: "0", reason });
+    }
+    if strict_arp {
+        let reason = "the node answers ARP for addresses of Services";
+        settings.push(Setting { path: "net/ipv4/conf/all/arp_ignore", value: "1", reason });
+        settings.push(Setting { path: "net/ipv4/conf/all/arp_announce", value: "2", reason });
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(addr: &str, flags: &str) -> HostAddress {
+        HostAddress {
+            addr: addr.parse().unwrap(),
+            loopback: flags.contains('l'),
+            ours: flags.contains('o'),
+            link_local: flags.contains('s'),
+        }
+    }
+
+    #[test]
+    fn node_ports_are_served_on_real_addresses_only() {
+        let all = [
+            host("127.0.0.1", "l"),
+            host("192.168.0.1", ""),
+            host("10.0.0.1", ""),
+            host("10.96.0.1", "o"),
+            host("fe80::1", "s"),
+            host("fd00::1", ""),
+            host("172.16.0.1", "l"),
+        ];
+        let primary = ["192.168.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let within =
+            NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap(), "127.0.0.0/8".parse().unwrap()]);
+        let cases = [
+            (NodePortAddresses::All, "10.0.0.1 192.168.0.1 fd00::1"),
+            (NodePortAddresses::Primary, "192.168.0.1 fd00::1"),
+            (within, "10.0.0.1"),
+        ];
+        for (which, want) in cases {
+            let found = network(&all, &which, &primary);
+            let texts: Vec<String> = found.node_port_addresses.iter().map(IpAddr::to_string).collect();
+            assert_eq!(texts.join(" "), want, "{which:?}");
+            assert_eq!(found.host_addresses.len(), 6, "all but the Service's");
+        }
+    }
+
+    #[test]
+    fn settings_follow_the_kernel_and_strict_arp() {
+        let paths = |kernel, strict| -> Vec<&str> {
+            ipvs_settings(kernel, strict, &[Family::V4]).iter().map(|setting| setting.path).collect()
+        };
+        assert_eq!(paths((6, 12), false).len(), 4);
+        for (kernel, want) in [((4, 0), false), ((4, 1), true), ((5, 8), true), ((5, 9), false)] {
+            assert_eq!(paths(kernel, false).contains(&"net/ipv4/vs/conn_reuse_mode"), want, "{kernel:?}");
+        }
+        assert!(paths((6, 12), true).contains(&"net/ipv4/conf/all/arp_ignore"));
+    }
+}
