@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod cgroups;
 pub mod config;
+pub mod dataplane;
 pub mod document;
 pub mod hooks;
 pub mod images;

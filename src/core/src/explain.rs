@@ -84,6 +84,24 @@ pub struct Candidate {
     pub kernel_weight: Option<u32>,
 }
 
+impl Explanation {
+    /// Nobody can answer, and why.
+    pub fn unknown(query: &Query, why: &str) -> Explanation {
+        Explanation {
+            dst: query.dst,
+            protocol: query.protocol.to_string(),
+            from: query.origin,
+            src: query.src,
+            matched: None,
+            candidates: Vec::new(),
+            fate: Fate::Forwarded,
+            pending: Vec::new(),
+            sentence: format!("{}/{}: not known, {why}", query.dst, query.protocol),
+            next_step: None,
+        }
+    }
+}
+
 /// Answer the question.
 pub fn explain(facts: Facts<'_>, query: &Query) -> Explanation {
     let found = find(facts, query);

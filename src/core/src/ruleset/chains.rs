@@ -61,6 +61,30 @@ pub struct ChainConfig {
     pub masquerade_all: bool,
     /// Where pods' addresses come from; empty where it is not known.
     pub cluster_cidrs: Vec<Cidr>,
+    /// The interface pods' packets come in by, where that is how they are told.
+    pub pod_interface: Option<PodInterface>,
+}
+
+/// How pods are told by the interface their packets come in by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodInterface {
+    /// A bridge.
+    Named(String),
+    /// Every interface whose name starts so.
+    Prefixed(String),
+}
+
+impl PodInterface {
+    /// The leading bytes of the interface's name that are compared.
+    fn bytes(&self) -> Packed {
+        match self {
+            PodInterface::Named(name) => Value::if_name(name).into(),
+            PodInterface::Prefixed(prefix) => {
+                let kept = prefix.as_bytes().get(..15).unwrap_or(prefix.as_bytes());
+                Packed::from_bytes(kept).unwrap_or_else(|| Value::if_name(prefix).into())
+            }
+        }
+    }
 }
 
 /// Before connection tracking's translation and before IPVS takes locally made packets (-98).
@@ -151,8 +175,9 @@ fn class_rules(class: Class, config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
         Class::ClusterIp if config.masquerade_all => vec![Rule::new(vec![goto("mark")])],
         Class::ClusterIp => {
             let mut rules = vec![from_this_node()];
-            if config.cluster_cidrs.iter().any(|cidr| cidr.first().is_ipv6() == ipv6) {
-                rules.extend(from_pods(config, ipv6));
+            let pods = from_pods(config, ipv6);
+            if !pods.is_empty() {
+                rules.extend(pods);
                 rules.push(Rule::new(vec![goto("mark")]));
             }
             rules
@@ -183,6 +208,14 @@ fn from_this_node() -> Rule {
 /// What pods send, to be left as it is.
 fn from_pods(config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
     let of_family = config.cluster_cidrs.iter().filter(|cidr| cidr.first().is_ipv6() == ipv6);
+    let interface = config.pod_interface.iter().map(|interface| {
+        Rule::new(vec![
+            Expr::meta(MetaKey::IifName, R0),
+            Expr::Cmp { src: R0, op: CmpOp::Eq, value: interface.bytes() },
+            Expr::Verdict(Verdict::Return),
+        ])
+        .commented("pods by their interface")
+    });
     of_family
         .map(|cidr| {
             let (from, to) =
@@ -194,6 +227,7 @@ fn from_pods(config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
             ])
             .commented(format!("pods {cidr}"))
         })
+        .chain(interface)
         .collect()
 }
 

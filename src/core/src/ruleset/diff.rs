@@ -7,7 +7,7 @@ use std::fmt;
 use super::Protocol;
 use super::desired::{Desired, Urgency};
 use super::ipvs::{IpvsOp, RealServer, RealServerKey, VirtualServerKey};
-use super::object::{Claim, ObjectKey, ObjectValue, Objects};
+use super::object::{Claim, ObjectKey, ObjectValue, Objects, SetId};
 
 /// What is done to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl fmt::Display for Op {
         let verb = match &self.change {
             Change::Add(_) => "add",
             Change::Set(ObjectValue::Real(real)) if real.weight == 0 => "drain",
-            Change::Set(_) => "set",
+            Change::Set(_) => "change",
             Change::Remove => "remove",
         };
         write!(f, "{verb} {}", self.key)
@@ -190,8 +190,10 @@ pub fn plan(
         let want = desired.objects(&claim);
         let have = applied.objects(&claim).unwrap_or(&nothing);
         let urgency = desired.urgency(&claim);
+        let hosted =
+            matches!(claim, Claim::Frontend { addr, .. } if desired.node().host_addresses.contains(&addr));
         for (key, change) in differences(&want, have, drained) {
-            let (removal, kind) = order(&key, &change);
+            let (removal, kind) = order(&key, &change, hosted);
             ops.push(Op { claim, key, change, rank: Rank { removal, urgency, kind } });
         }
     }
@@ -239,14 +241,20 @@ fn leave(real: &RealServer, server: &VirtualServerKey, drained: impl FnOnce() ->
     }
 }
 
-/// Whether the change takes something away, and its place among its equals.
-fn order(key: &ObjectKey, change: &Change) -> (bool, u8) {
+/// Whether the change takes something away, and its place among its equals. On an address of the host
+/// (`hosted`, node ports) packets come at any time: sources must be rewritten before there is a server. On
+/// an address of a Service everything is rejected until the frontend's element is there: it comes last,
+/// so that a server the kernel refused never shows a port of the host.
+fn order(key: &ObjectKey, change: &Change, hosted: bool) -> (bool, u8) {
     match (key, change) {
         (ObjectKey::Real(..), Change::Set(ObjectValue::Real(real))) if real.weight == 0 => (true, 0),
         (ObjectKey::Real(..), Change::Remove) => (true, 0),
         (ObjectKey::Address(_), Change::Remove) => (true, 1),
         (ObjectKey::Server(_), Change::Remove) => (true, 2),
+        // The kernel takes no range that overlaps another: the old one goes in the batch of the new one.
+        (ObjectKey::Element { set: SetId::Allowed, .. }, Change::Remove) => (false, 0),
         (ObjectKey::Element { .. }, Change::Remove) => (true, 3),
+        (ObjectKey::Element { set: SetId::Frontends, .. }, Change::Add(_)) if !hosted => (false, 3),
         (ObjectKey::Element { .. }, Change::Add(_)) => (false, 0),
         (ObjectKey::Server(_), _) => (false, 1),
         (ObjectKey::Real(..), _) => (false, 2),

@@ -43,7 +43,11 @@ pub fn network(all: &[HostAddress], which: &NodePortAddresses, primary: &[IpAddr
         NodePortAddresses::Primary => primary.contains(addr),
         NodePortAddresses::Within(cidrs) => cidrs.iter().any(|cidr| cidr.contains(*addr)),
     };
-    NodeNetwork { node_port_addresses: usable.filter(admitted).collect(), host_addresses: host }
+    NodeNetwork {
+        node_port_addresses: usable.filter(admitted).collect(),
+        host_addresses: host,
+        pod_interface: String::new(),
+    }
 }
 
 /// A kernel setting below `/proc/sys`.

@@ -154,7 +154,7 @@ impl fmt::Display for ObjectKey {
         match self {
             ObjectKey::Element { set, ipv6, key } => {
                 let values = key.start.values(&set.spec(*ipv6).key).unwrap_or_default();
-                write!(f, "set {}:", set.name())?;
+                f.write_str("element")?;
                 values.iter().try_for_each(|value| match value {
                     Value::Addr(addr) => write!(f, " {addr}"),
                     Value::Proto(number) => match Protocol::from_number(*number) {
@@ -164,7 +164,8 @@ impl fmt::Display for ObjectKey {
                     Value::Port(port) => write!(f, " {port}"),
                     Value::Index(index) => write!(f, " #{index}"),
                     other => write!(f, " {other:?}"),
-                })
+                })?;
+                write!(f, " of {}", set.name())
             }
             ObjectKey::Server(key) => write!(f, "virtual server {key}"),
             ObjectKey::Real(key, real) => write!(f, "real server {real} of {key}"),

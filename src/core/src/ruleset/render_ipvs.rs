@@ -23,6 +23,8 @@ pub struct NodeNetwork {
     /// Every address of the host that is not on our dummy device. A Service address among them is
     /// served but not taken from its device.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// What the interface of pods is called, where they are told by it; only traces look at it.
+    pub pod_interface: String,
 }
 
 /// How the back end is set.

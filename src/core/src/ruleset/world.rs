@@ -38,6 +38,7 @@ pub(crate) fn chain_config() -> ChainConfig {
         masquerade_mark: 0x4000,
         masquerade_all: false,
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/64".parse().unwrap()],
+        pod_interface: None,
     }
 }
 
@@ -46,6 +47,7 @@ pub(crate) fn network() -> NodeNetwork {
     NodeNetwork {
         node_port_addresses: BTreeSet::from([addr(NODE_IP), addr("fd00:168::1")]),
         host_addresses: host,
+        pod_interface: "cni0".to_owned(),
     }
 }
 

@@ -18,11 +18,11 @@ fn a_service_appears_from_the_inside_out_and_goes_the_other_way() {
     assert_eq!(
         world.settle(true),
         [
-            "add set frontends: 10.96.0.1 tcp 80",
-            "add set service-ips: 10.96.0.1",
-            "add set hairpin: 10.244.1.1 10.244.1.1",
+            "add element 10.96.0.1 of service-ips",
+            "add element 10.244.1.1 10.244.1.1 of hairpin",
             "add virtual server 10.96.0.1:80/tcp",
             "add real server 10.244.1.1:8080 of 10.96.0.1:80/tcp",
+            "add element 10.96.0.1 tcp 80 of frontends",
             "add address 10.96.0.1 on kube-ipvs0",
         ]
     );
@@ -32,12 +32,22 @@ fn a_service_appears_from_the_inside_out_and_goes_the_other_way() {
         [
             "remove address 10.96.0.1 on kube-ipvs0",
             "remove virtual server 10.96.0.1:80/tcp",
-            "remove set frontends: 10.96.0.1 tcp 80",
-            "remove set service-ips: 10.96.0.1",
-            "remove set hairpin: 10.244.1.1 10.244.1.1",
+            "remove element 10.96.0.1 tcp 80 of frontends",
+            "remove element 10.96.0.1 of service-ips",
+            "remove element 10.244.1.1 10.244.1.1 of hairpin",
         ]
     );
     assert!(world.applied.is_empty());
+}
+
+#[test]
+fn a_node_port_has_its_sources_rewritten_before_it_has_a_server() {
+    let mut world = World::new();
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80, "nodePort": 30080}]});
+    let done = world.service("web", spec, &[]).settle(true);
+    let place = |text: &str| done.iter().position(|op| op == text).unwrap();
+    let element = place("add element 192.168.0.1 tcp 30080 of frontends");
+    assert!(element < place("add virtual server 192.168.0.1:30080/tcp"), "{done:?}");
 }
 
 #[test]
@@ -80,7 +90,7 @@ fn tcp_endpoints_leave_when_their_last_connection_is_over_and_udp_at_once() {
         world.settle(false),
         [
             "add real server 10.244.2.1:8053 of 10.96.0.1:53/udp",
-            "set real server 10.244.2.1:8080 of 10.96.0.1:80/tcp"
+            "change real server 10.244.2.1:8080 of 10.96.0.1:80/tcp"
         ]
     );
     assert!(world.applied.draining().is_empty());
@@ -106,7 +116,10 @@ fn an_exchange_of_endpoints_adds_before_it_takes_away() {
     world.endpoints("web", &[]);
     assert_eq!(
         world.settle(false),
-        ["set set frontends: 10.96.0.1 tcp 80", "drain real server 10.244.2.2:8080 of 10.96.0.1:80/tcp"]
+        [
+            "change element 10.96.0.1 tcp 80 of frontends",
+            "drain real server 10.244.2.2:8080 of 10.96.0.1:80/tcp"
+        ]
     );
 }
 

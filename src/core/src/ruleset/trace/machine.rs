@@ -156,6 +156,10 @@ impl<'a> Machine<'a> {
     fn meta(&self, key: MetaKey) -> Option<Packed> {
         Some(match key {
             MetaKey::Mark => Value::Mark(self.mark).into(),
+            MetaKey::IifName if self.packet.origin == Origin::Pod => {
+                Value::if_name(&self.rules.node.pod_interface).into()
+            }
+            MetaKey::IifName => Value::if_name("").into(),
             MetaKey::L4Proto => Value::Proto(self.packet.protocol.number()).into(),
             _ => return None,
         })

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::super::chains::ChainConfig;
+use super::super::chains::{ChainConfig, PodInterface};
 use super::super::ipvs::Scheduler;
 use super::super::model::{ServicePortState, Target};
 use super::super::render_ipvs;
@@ -163,10 +163,19 @@ fn ipv6_is_served_by_its_own_table() {
 #[test]
 fn masquerade_settings_change_who_keeps_the_source() {
     let service = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}]});
+    let by_interface = |pods: PodInterface| ChainConfig {
+        cluster_cidrs: vec![],
+        pod_interface: Some(pods),
+        ..chain_config()
+    };
     let cases = [
         (ChainConfig { masquerade_all: true, ..chain_config() }, POD, "10.244.2.1:8080*"),
         (ChainConfig { cluster_cidrs: vec![], ..chain_config() }, OUTSIDE, "10.244.2.1:8080"),
         (ChainConfig { cluster_cidrs: vec![], ..chain_config() }, NODE, "10.244.2.1:8080*"),
+        (by_interface(PodInterface::Named("cni0".to_owned())), POD, "10.244.2.1:8080"),
+        (by_interface(PodInterface::Prefixed("cni".to_owned())), POD, "10.244.2.1:8080"),
+        (by_interface(PodInterface::Named("cni".to_owned())), POD, "10.244.2.1:8080*"),
+        (by_interface(PodInterface::Prefixed("cni".to_owned())), OUTSIDE, "10.244.2.1:8080*"),
     ];
     for (config, client, want) in cases {
         let mut world = World::with(config.clone(), Scheduler::Rr);

@@ -1,0 +1,70 @@
+//! Changes that wait for the dataplane task: the newest of each object, so that a burst costs one look
+//! at each and the queue is as long as there are objects.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use longshore_core::ids::ObjectKey;
+use longshore_core::service::types::{EndpointSlice, Service};
+use tokio::sync::Notify;
+
+use super::Change;
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pending: Mutex<Pending>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    slices: BTreeMap<ObjectKey, Option<Box<EndpointSlice>>>,
+    services: BTreeMap<ObjectKey, Option<Box<Service>>>,
+    zone: Option<Option<String>>,
+    host_addresses: bool,
+    sources_synced: bool,
+}
+
+impl Inbox {
+    pub(super) fn put(&self, change: Change) {
+        {
+            let mut pending = self.lock();
+            match change {
+                Change::Service(service) => drop(pending.services.insert(service.key(), Some(service))),
+                Change::ServiceGone(key) => drop(pending.services.insert(key, None)),
+                Change::Slice(slice) => drop(pending.slices.insert(slice.key(), Some(slice))),
+                Change::SliceGone(key) => drop(pending.slices.insert(key, None)),
+                Change::Zone(zone) => pending.zone = Some(zone),
+                Change::HostAddresses => pending.host_addresses = true,
+                Change::SourcesSynced => pending.sources_synced = true,
+            }
+        }
+        self.arrived.notify_one();
+    }
+
+    /// Returns once something has arrived since the last `take`.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Everything that waits: endpoints before Services, so that a Service that is new is seen with its
+    /// endpoints at once, and last that the sources are complete.
+    pub(super) fn take(&self) -> Vec<Change> {
+        let pending = std::mem::take(&mut *self.lock());
+        let mut changes = Vec::with_capacity(pending.slices.len() + pending.services.len() + 3);
+        changes.extend(pending.zone.map(Change::Zone));
+        for (key, slice) in pending.slices {
+            changes.push(slice.map_or(Change::SliceGone(key), Change::Slice));
+        }
+        for (key, service) in pending.services {
+            changes.push(service.map_or(Change::ServiceGone(key), Change::Service));
+        }
+        changes.extend(pending.host_addresses.then_some(Change::HostAddresses));
+        changes.extend(pending.sources_synced.then_some(Change::SourcesSynced));
+        changes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,299 @@
+//! The kernel as the dataplane uses it: read everything back as objects, carry operations out in the
+//! order given, and say of each whether it was acknowledged. Nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use longshore_core::conntrack::Flow;
+use longshore_core::ruleset::diff::{Change, Op};
+use longshore_core::ruleset::ipvs::VirtualServerKey;
+use longshore_core::ruleset::nft::{self, Element, ElementKey, Family, NftBatch, NftOp, NftTable, TableKey};
+use longshore_core::ruleset::node::HostAddress;
+use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, TABLE};
+use longshore_core::service::cidr::Cidr;
+use longshore_kernel::ipvs::{Ipvs, IpvsError};
+use longshore_kernel::nft::{Nft, NftError};
+use longshore_kernel::route::{AddressOp, Link, RouteError, Routes};
+
+/// The most operations in one conversation with the kernel: bounds the time others wait for its locks.
+const MAX_BATCH: usize = 1024;
+
+/// The connection tracker's UDP flows.
+#[async_trait]
+pub trait UdpFlows: Send + Sync {
+    /// Every UDP flow; the error is one sentence.
+    async fn flows(&self) -> Result<Vec<Flow>, String>;
+
+    /// Forget flows, each with an outcome of its own; one that is gone already is a success.
+    async fn forget(&self, flows: &[Flow]) -> Vec<Result<(), String>>;
+}
+
+/// Settings below `/proc/sys`.
+#[async_trait]
+pub trait KernelSettings: Send + Sync {
+    /// Make sure that a setting has a value; written only where it differs. Whether it was written.
+    async fn ensure(&self, path: &str, value: &str) -> Result<bool, String>;
+}
+
+/// The kernel interfaces the dataplane needs.
+#[derive(Clone)]
+pub struct Kernel {
+    pub ipvs: Arc<dyn Ipvs>,
+    pub nft: Arc<dyn Nft>,
+    pub routes: Arc<dyn Routes>,
+    pub flows: Arc<dyn UdpFlows>,
+    pub settings: Arc<dyn KernelSettings>,
+}
+
+/// Opens the kernel's interfaces; asked again while they are missing, so that a module loaded later is
+/// found without a restart.
+#[derive(Clone)]
+pub struct OpenKernel(Arc<dyn Fn() -> Result<Kernel, KernelError> + Send + Sync>);
+
+impl OpenKernel {
+    pub fn new(open: impl Fn() -> Result<Kernel, KernelError> + Send + Sync + 'static) -> Self {
+        OpenKernel(Arc::new(open))
+    }
+
+    pub(super) fn open(&self) -> Result<Kernel, KernelError> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for OpenKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenKernel").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").finish_non_exhaustive()
+    }
+}
+
+/// Why the kernel did not do something; transparent, since the kernel crate's errors name the object.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    #[error(transparent)]
+    Routes(#[from] RouteError),
+    /// Something it stands on failed before.
+    #[error("waits for {0}")]
+    Waits(String),
+}
+
+impl KernelError {
+    /// The kernel is not as believed: look before trying again.
+    pub fn is_drift(&self) -> bool {
+        match self {
+            KernelError::Ipvs(IpvsError::NoAnswer { .. }) => true,
+            KernelError::Ipvs(error) => error.is_drift(),
+            KernelError::Nft(error) => error.is_drift(),
+            KernelError::Routes(RouteError::NoAnswer { .. }) => true,
+            KernelError::Routes(_) | KernelError::Waits(_) => false,
+        }
+    }
+
+    /// With every cause, in one line.
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+}
+
+/// What the kernel holds of ours.
+#[derive(Debug, Default)]
+pub(super) struct Dump {
+    pub(super) objects: Objects,
+    /// Our tables, IPv4 and IPv6; `None` where there is none.
+    pub(super) tables: [Option<NftTable>; 2],
+}
+
+pub(super) fn table_key(ipv6: bool) -> TableKey {
+    TableKey::new(if ipv6 { Family::Ip6 } else { Family::Ip }, TABLE)
+}
+
+impl Kernel {
+    /// Read everything back. Virtual servers within `exclude` are somebody else's.
+    pub(super) async fn dump(&self, link: &Link, exclude: &[Cidr], ipv6: bool) -> Result<Dump, KernelError> {
+        let mut dump = Dump::default();
+        let mut ipvs = self.ipvs.dump().await?.state;
+        ipvs.services.retain(|key, _| !is_excluded(key, exclude));
+        dump.objects = object::of_ipvs(&ipvs);
+        for address in self.routes.addresses().await? {
+            if address.link == link.index && !address.link_local {
+                dump.objects.insert(ObjectKey::Address(address.addr), ObjectValue::Address);
+            }
+        }
+        for family in [false, true].into_iter().filter(|family| ipv6 || !family) {
+            let read = self.nft.dump(&table_key(family)).await?;
+            if let Some(table) = &read.table {
+                dump.objects.extend(object::of_table(table, family));
+            }
+            dump.tables[usize::from(family)] = read.table;
+        }
+        Ok(dump)
+    }
+
+    /// Bring the chains and sets of our table to what is wanted, leaving the sets' elements. One batch:
+    /// no packet sees a chain half written.
+    pub(super) async fn ensure_chains(
+        &self,
+        ipv6: bool,
+        found: Option<&NftTable>,
+        wanted: &NftTable,
+    ) -> Result<bool, KernelError> {
+        let mut wanted = wanted.clone();
+        for (name, set) in &mut wanted.sets {
+            if let Some(kept) = found.and_then(|table| table.sets.get(name))
+                && kept.spec == set.spec
+            {
+                set.elements.clone_from(&kept.elements);
+            }
+        }
+        let ops = nft_diff(found, &wanted);
+        if ops.is_empty() {
+            return Ok(false);
+        }
+        self.nft.apply(&NftBatch { table: table_key(ipv6), ops }, None).await?;
+        Ok(true)
+    }
+
+    pub(super) async fn host_addresses(&self) -> Result<Vec<HostAddress>, KernelError> {
+        let links: BTreeMap<u32, Link> =
+            self.routes.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        let addresses = self.routes.addresses().await?;
+        let of = |link: u32| links.get(&link);
+        Ok(addresses
+            .iter()
+            .map(|address| HostAddress {
+                addr: address.addr,
+                loopback: of(address.link).is_some_and(|link| link.loopback),
+                ours: of(address.link).is_some_and(|link| link.name == DEVICE),
+                link_local: address.link_local,
+            })
+            .collect())
+    }
+
+    /// Carry out operations of one sort; the result is as long as `ops`.
+    pub(super) async fn execute(&self, link: &Link, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        match ops.first().map(Sort::of) {
+            None => Vec::new(),
+            Some(Sort::Elements { ipv6 }) => self.change_elements(ipv6, ops).await,
+            Some(Sort::Addresses) => {
+                let changes: Vec<AddressOp> = ops.iter().filter_map(address_op).collect();
+                let outcomes = self.routes.change_addresses(link, &changes).await;
+                outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect()
+            }
+            Some(Sort::Servers | Sort::Reals) => {
+                let changes: Vec<_> = ops.iter().filter_map(Op::ipvs).collect();
+                let outcomes = self.ipvs.apply(&changes).await;
+                outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect()
+            }
+        }
+    }
+
+    /// A batch is taken whole or not at all; a refused one is halved until the culprit stands alone, so
+    /// that one bad element keeps no other out.
+    async fn change_elements(&self, ipv6: bool, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let mut outcomes: Vec<Result<(), KernelError>> = vec![Ok(()); ops.len()];
+        let mut parts = vec![(0, ops.len())];
+        while let Some((start, end)) = parts.pop() {
+            let batch = NftBatch { table: table_key(ipv6), ops: element_ops(&ops[start..end]) };
+            match self.nft.apply(&batch, None).await {
+                Ok(()) => {}
+                Err(error) if end - start == 1 => outcomes[start] = Err(error.into()),
+                Err(_) => {
+                    let middle = start + (end - start) / 2;
+                    parts.push((middle, end));
+                    parts.push((start, middle));
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+fn nft_diff(found: Option<&NftTable>, wanted: &NftTable) -> Vec<NftOp> {
+    nft::diff(found, Some(wanted))
+}
+
+fn is_excluded(key: &VirtualServerKey, exclude: &[Cidr]) -> bool {
+    match key {
+        VirtualServerKey::Address { addr, .. } => exclude.iter().any(|cidr| cidr.contains(*addr)),
+        VirtualServerKey::FwMark { .. } => true,
+    }
+}
+
+fn address_op(op: &Op) -> Option<AddressOp> {
+    match (&op.key, &op.change) {
+        (ObjectKey::Address(addr), Change::Remove) => Some(AddressOp::Remove(*addr)),
+        (ObjectKey::Address(addr), _) => Some(AddressOp::Ensure(*addr)),
+        _ => None,
+    }
+}
+
+/// Deletions first: a changed element is taken out and put in again, and ranges must not overlap.
+fn element_ops(ops: &[Op]) -> Vec<NftOp> {
+    let mut gone: BTreeMap<SetId, Vec<ElementKey>> = BTreeMap::new();
+    let mut new: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
+    for op in ops {
+        let ObjectKey::Element { set, key, .. } = &op.key else { continue };
+        if !matches!(op.change, Change::Add(_)) {
+            gone.entry(*set).or_default().push(key.clone());
+        }
+        if let Change::Add(ObjectValue::Element(value)) | Change::Set(ObjectValue::Element(value)) =
+            &op.change
+        {
+            new.entry(*set).or_default().push(Element { key: key.clone(), value: value.clone() });
+        }
+    }
+    let name = |set: SetId| set.name().to_owned();
+    let deletions = gone.into_iter().map(|(set, keys)| NftOp::DelElements { set: name(set), keys });
+    let additions = new.into_iter().map(|(set, elements)| NftOp::AddElements { set: name(set), elements });
+    deletions.chain(additions).collect()
+}
+
+/// What goes to the kernel in one conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    Elements { ipv6: bool },
+    Servers,
+    Reals,
+    Addresses,
+}
+
+impl Sort {
+    fn of(op: &Op) -> Sort {
+        match &op.key {
+            ObjectKey::Element { ipv6, .. } => Sort::Elements { ipv6: *ipv6 },
+            ObjectKey::Server(_) => Sort::Servers,
+            ObjectKey::Real(..) => Sort::Reals,
+            ObjectKey::Address(_) => Sort::Addresses,
+        }
+    }
+}
+
+/// How many of the first operations go together: of one sort, bounded, a claim's own never parted.
+pub(super) fn batch_len(ops: &[Op]) -> usize {
+    let Some(first) = ops.first() else { return 0 };
+    let sort = Sort::of(first);
+    let same = ops.iter().take_while(|op| Sort::of(op) == sort).count();
+    if same <= MAX_BATCH {
+        return same;
+    }
+    let last = ops[MAX_BATCH - 1].claim;
+    let rest = ops[MAX_BATCH..same].iter().take_while(|op| op.claim == last).count();
+    MAX_BATCH + rest
+}

@@ -1,0 +1,300 @@
+//! The Service dataplane: one task that owns IPVS, our nf_tables tables and the dummy device, and keeps
+//! them as `longshore_core::ruleset` says. Here are its settings, its inbox and the handle the rest of
+//! the daemon holds; decisions are in core, effects in `kernel`.
+
+mod engine;
+mod inbox;
+mod kernel;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_core::explain::{Explanation, Query};
+use longshore_core::ids::ObjectKey;
+use longshore_core::ruleset::chains::{ChainConfig, PodInterface};
+use longshore_core::ruleset::ipvs::{IpvsTimeouts, Scheduler, UnknownScheduler};
+use longshore_core::ruleset::node::NodePortAddresses;
+use longshore_core::service::cidr::Cidr;
+use longshore_core::service::standalone::Output;
+use longshore_core::service::types::{EndpointSlice, Service};
+use longshore_core::service::view::{DataplaneView, ServiceRow};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::ServiceReads;
+use crate::config::{self, DataplaneSettings};
+use crate::pods::Clock;
+pub use engine::Engine;
+use inbox::Inbox;
+pub use kernel::{Kernel, KernelError, KernelSettings, OpenKernel, UdpFlows};
+
+/// Which back end was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeRequest {
+    /// What the kernel has.
+    Auto,
+    Ipvs,
+    Nftables,
+    Iptables,
+}
+
+/// How the dataplane is set.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    pub mode: ModeRequest,
+    pub scheduler: Scheduler,
+    pub chains: ChainConfig,
+    pub node_port_addresses: NodePortAddresses,
+    pub node_name: String,
+    /// The node's own addresses, the primary one of each family.
+    pub node_ips: Vec<IpAddr>,
+    pub strict_arp: bool,
+    /// Connection time-outs of IPVS; zeroes leave the kernel's.
+    pub timeouts: IpvsTimeouts,
+    /// Virtual servers in these belong to others and are left alone.
+    pub exclude_cidrs: Vec<Cidr>,
+    /// How often the kernel is compared with what is believed of it.
+    pub audit_period: Duration,
+    /// How often draining real servers are looked at.
+    pub drain_period: Duration,
+    /// Version of the running kernel, major and minor.
+    pub kernel_version: (u32, u32),
+}
+
+impl DataplaneConfig {
+    /// From the daemon's settings; also says what of them has no effect here.
+    ///
+    /// # Errors
+    /// A scheduler the kernel does not know.
+    pub fn from_settings(
+        settings: &DataplaneSettings,
+        node_name: &str,
+        node_ips: Vec<IpAddr>,
+        kernel_version: (u32, u32),
+    ) -> Result<(Self, Vec<String>), UnknownScheduler> {
+        let mut warnings = Vec::new();
+        let scheduler = match settings.ipvs.scheduler.as_str() {
+            "" => Scheduler::Rr,
+            name => name.parse()?,
+        };
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let config = DataplaneConfig {
+            mode: mode(settings),
+            scheduler,
+            chains: chains(settings, &mut warnings),
+            node_port_addresses: match &settings.node_ports {
+                config::NodePortAddresses::Default => NodePortAddresses::All,
+                config::NodePortAddresses::Primary => NodePortAddresses::Primary,
+                config::NodePortAddresses::Within(within) => NodePortAddresses::Within(cidrs(within)),
+            },
+            node_name: node_name.to_owned(),
+            node_ips,
+            strict_arp: settings.ipvs.strict_arp,
+            timeouts: IpvsTimeouts {
+                tcp: seconds(settings.ipvs.tcp_timeout),
+                tcp_fin: seconds(settings.ipvs.tcp_fin_timeout),
+                udp: seconds(settings.ipvs.udp_timeout),
+            },
+            exclude_cidrs: cidrs(&settings.ipvs.exclude),
+            audit_period: settings.audit_period,
+            drain_period: Duration::from_secs(60),
+            kernel_version,
+        };
+        Ok((config, warnings))
+    }
+}
+
+fn mode(settings: &DataplaneSettings) -> ModeRequest {
+    match settings.mode {
+        config::DataplaneMode::Auto => ModeRequest::Auto,
+        config::DataplaneMode::Ipvs => ModeRequest::Ipvs,
+        config::DataplaneMode::Nftables => ModeRequest::Nftables,
+        config::DataplaneMode::Iptables => ModeRequest::Iptables,
+    }
+}
+
+fn cidrs(all: &[config::Cidr]) -> Vec<Cidr> {
+    all.iter().filter_map(|cidr| Cidr::new(cidr.address, cidr.prefix)).collect()
+}
+
+fn chains(settings: &DataplaneSettings, warnings: &mut Vec<String>) -> ChainConfig {
+    let mut chains = ChainConfig {
+        masquerade_mark: 1 << settings.masquerade_bit.min(31),
+        masquerade_all: settings.masquerade_all,
+        cluster_cidrs: Vec::new(),
+        pod_interface: None,
+    };
+    match &settings.detect_local {
+        config::DetectLocal::ClusterCidr(within) => chains.cluster_cidrs = cidrs(within),
+        config::DetectLocal::Bridge(name) => chains.pod_interface = Some(PodInterface::Named(name.clone())),
+        config::DetectLocal::InterfacePrefix(prefix) => {
+            chains.pod_interface = Some(PodInterface::Prefixed(prefix.clone()));
+        }
+        config::DetectLocal::NodeCidr => warnings.push(
+            "detectLocalMode NodeCIDR needs the Node object of a control plane: without one, sources of pods \
+             are told by nothing; set detectLocalMode ClusterCIDR and clusterCIDR"
+                .to_owned(),
+        ),
+    }
+    chains
+}
+
+/// Something the dataplane should know. Latest wins: a Service told twice before it was looked at is
+/// programmed once.
+#[derive(Debug)]
+pub enum Change {
+    Service(Box<Service>),
+    ServiceGone(ObjectKey),
+    Slice(Box<EndpointSlice>),
+    SliceGone(ObjectKey),
+    /// The node's zone label.
+    Zone(Option<String>),
+    /// An interface or address of the host changed.
+    HostAddresses,
+    /// Every source has told all it has: from now on what nobody wants is removed, and nothing is
+    /// programmed before. In standalone mode that includes the readiness of adopted pods.
+    SourcesSynced,
+}
+
+impl From<Output> for Change {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Service(service) => Change::Service(service),
+            Output::ServiceGone(key) => Change::ServiceGone(key),
+            Output::Slice(slice) => Change::Slice(slice),
+            Output::SliceGone(key) => Change::SliceGone(key),
+        }
+    }
+}
+
+/// A question to the task.
+#[derive(Debug)]
+enum Request {
+    List(oneshot::Sender<Vec<ServiceRow>>),
+    Explain(Query, oneshot::Sender<Explanation>),
+    Pending(oneshot::Sender<Vec<String>>),
+    Audit(oneshot::Sender<u64>),
+}
+
+/// The dataplane has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the dataplane task has ended")]
+pub struct DataplaneGone;
+
+/// What the rest of the daemon holds of the dataplane; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DataplaneHandle {
+    inbox: Arc<Inbox>,
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<Arc<DataplaneView>>,
+    synced: watch::Receiver<bool>,
+}
+
+impl DataplaneHandle {
+    /// Tell the dataplane something. Never waits.
+    pub fn tell(&self, change: impl Into<Change>) {
+        self.inbox.put(change.into());
+    }
+
+    /// Becomes true once the first full sync is in the kernel, or once it is known that this kernel
+    /// cannot serve Services: ordinary pods wait for it.
+    pub fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.clone()
+    }
+
+    /// How the dataplane is doing.
+    pub fn view(&self) -> Arc<DataplaneView> {
+        self.view.borrow().clone()
+    }
+
+    /// A receiver of every new view.
+    pub fn watch_view(&self) -> watch::Receiver<Arc<DataplaneView>> {
+        self.view.clone()
+    }
+
+    /// The rows of `svc list`.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn list(&self) -> Result<Vec<ServiceRow>, DataplaneGone> {
+        self.ask(Request::List).await
+    }
+
+    /// Why a packet ends where it does.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn explain(&self, query: Query) -> Result<Explanation, DataplaneGone> {
+        self.ask(|reply| Request::Explain(query, reply)).await
+    }
+
+    /// Kernel changes still due, as operations in words: `svc diff`.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn pending(&self) -> Result<Vec<String>, DataplaneGone> {
+        self.ask(Request::Pending).await
+    }
+
+    /// Compare the kernel with what is believed of it now, and repair it; returns how many objects
+    /// differed: `svc diff --repair`.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn audit(&self) -> Result<u64, DataplaneGone> {
+        self.ask(Request::Audit).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, DataplaneGone> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| DataplaneGone)?;
+        answer.await.map_err(|_| DataplaneGone)
+    }
+}
+
+#[async_trait]
+impl ServiceReads for DataplaneHandle {
+    async fn services(&self) -> Vec<ServiceRow> {
+        self.list().await.unwrap_or_default()
+    }
+
+    async fn dataplane(&self) -> DataplaneView {
+        DataplaneView::clone(&self.view())
+    }
+
+    async fn explain(&self, query: Query) -> Explanation {
+        match DataplaneHandle::explain(self, query).await {
+            Ok(explanation) => explanation,
+            Err(error) => Explanation::unknown(&query, &error.to_string()),
+        }
+    }
+}
+
+/// Make the dataplane; the future is the task and ends when `stop` is cancelled, leaving everything in
+/// the kernel as it is.
+pub fn dataplane(
+    config: DataplaneConfig,
+    kernel: OpenKernel,
+    clock: Clock,
+    stop: CancellationToken,
+) -> (DataplaneHandle, impl Future<Output = ()> + Send) {
+    let inbox = Arc::new(Inbox::default());
+    let (requests, questions) = mpsc::channel(16);
+    let (view_out, view) = watch::channel(Arc::new(DataplaneView::default()));
+    let (synced_out, synced) = watch::channel(false);
+    let task = task::Task {
+        engine: Engine::new(config, kernel),
+        inbox: inbox.clone(),
+        questions,
+        view: view_out,
+        synced: synced_out,
+        clock,
+        stop,
+    };
+    (DataplaneHandle { inbox, requests, view, synced }, task.run())
+}

@@ -1,0 +1,618 @@
+//! The dataplane on the kernel's fakes: first sync, adoption, faults, kill at every operation, audits,
+//! draining, and the task around it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use longshore_core::conntrack::Flow;
+use longshore_core::explain::Query;
+use longshore_core::ids::ObjectKey;
+use longshore_core::ruleset::Protocol;
+use longshore_core::ruleset::chains::ChainConfig;
+use longshore_core::ruleset::ipvs::{
+    Connections, IpvsDump, IpvsOp, IpvsState, IpvsTimeouts, RealServerKey, Scheduler, VirtualServer,
+    VirtualServerKey,
+};
+use longshore_core::ruleset::nft::{NftBatch, NftTable, TableKey};
+use longshore_core::ruleset::node::NodePortAddresses;
+use longshore_core::ruleset::object::DEVICE;
+use longshore_core::ruleset::trace::{Fate, Origin};
+use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
+use longshore_kernel::netlink::{NetlinkError, Refusal};
+use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError};
+use longshore_kernel::route::{AddressOp, FakeRoutes, IpFamily, Link, LinkAddress, RouteError, Routes};
+use nix::errno::Errno;
+use serde_json::{Value, json};
+
+use super::kernel::table_key;
+use super::*;
+
+const NODE_IP: [u8; 4] = [192, 168, 0, 1];
+
+/// The kernel of a node that outlives the daemons of a test.
+struct Node {
+    ipvs: Arc<FakeIpvs>,
+    nft: Arc<FakeNft>,
+    routes: Arc<FakeRoutes>,
+    flows: Arc<FakeFlows>,
+    settings: Arc<FakeSettings>,
+}
+
+#[derive(Default)]
+struct FakeFlows(Mutex<BTreeSet<Flow>>);
+
+#[async_trait]
+impl UdpFlows for FakeFlows {
+    async fn flows(&self) -> Result<Vec<Flow>, String> {
+        Ok(self.0.lock().unwrap().iter().copied().collect())
+    }
+
+    async fn forget(&self, flows: &[Flow]) -> Vec<Result<(), String>> {
+        let mut known = self.0.lock().unwrap();
+        flows
+            .iter()
+            .map(|flow| {
+                known.remove(flow);
+                Ok(())
+            })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct FakeSettings(Mutex<BTreeMap<String, String>>);
+
+#[async_trait]
+impl KernelSettings for FakeSettings {
+    async fn ensure(&self, path: &str, value: &str) -> Result<bool, String> {
+        let before = self.0.lock().unwrap().insert(path.to_owned(), value.to_owned());
+        Ok(before.as_deref() != Some(value))
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        Node {
+            ipvs: Arc::new(FakeIpvs::new()),
+            nft: Arc::new(FakeNft::new()),
+            routes: Arc::new(FakeRoutes::new(IpAddr::from(NODE_IP))),
+            flows: Arc::default(),
+            settings: Arc::default(),
+        }
+    }
+
+    fn kernel(&self) -> Kernel {
+        Kernel {
+            ipvs: self.ipvs.clone(),
+            nft: self.nft.clone(),
+            routes: self.routes.clone(),
+            flows: self.flows.clone(),
+            settings: self.settings.clone(),
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        let kernel = self.kernel();
+        Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone())))
+    }
+
+    /// Everything that packets could notice.
+    fn state(&self) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
+        let tables = [false, true].map(|ipv6| self.nft.table(&table_key(ipv6)));
+        (self.ipvs.state(), self.routes.addresses_of(DEVICE), tables)
+    }
+
+    /// Operations the kernel took so far.
+    fn writes(&self) -> usize {
+        self.ipvs.applied().len() + self.nft.batches().len() + self.routes.addresses_of(DEVICE).len()
+    }
+}
+
+fn config() -> DataplaneConfig {
+    DataplaneConfig {
+        mode: ModeRequest::Auto,
+        scheduler: Scheduler::Rr,
+        chains: ChainConfig {
+            masquerade_mark: 0x4000,
+            masquerade_all: false,
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            pod_interface: None,
+        },
+        node_port_addresses: NodePortAddresses::All,
+        node_name: "n1".to_owned(),
+        node_ips: vec![IpAddr::from(NODE_IP)],
+        strict_arp: false,
+        timeouts: IpvsTimeouts::default(),
+        exclude_cidrs: vec!["203.0.113.0/24".parse().unwrap()],
+        audit_period: Duration::from_secs(30),
+        drain_period: Duration::from_secs(60),
+        kernel_version: (6, 12),
+    }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+fn service(name: &str, number: u8) -> Change {
+    let spec = json!({"type": "NodePort", "clusterIP": format!("10.96.0.{number}"), "ports": [
+        {"name": "p", "port": 80, "nodePort": 30000 + u32::from(number)},
+        {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30000 + u32::from(number)}]});
+    let value: Value = json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec});
+    Change::Service(Box::new(serde_json::from_value(value).unwrap()))
+}
+
+fn endpoints(service: &str, addrs: &[&str]) -> Change {
+    let list: Vec<Value> = addrs.iter().map(|addr| json!({"addresses": [addr], "nodeName": "n1"})).collect();
+    let value = json!({"metadata": {"name": format!("{service}-1"), "namespace": "ns",
+            "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4", "endpoints": list,
+        "ports": [{"name": "p", "port": 8080}, {"name": "u", "port": 8053, "protocol": "UDP"}]});
+    Change::Slice(Box::new(serde_json::from_value(value).unwrap()))
+}
+
+/// Three Services, one of them without endpoints.
+fn population() -> Vec<Change> {
+    vec![
+        endpoints("web", &["10.244.1.1", "10.244.1.2"]),
+        endpoints("api", &["10.244.1.3"]),
+        service("web", 1),
+        service("api", 2),
+        service("none", 3),
+        Change::SourcesSynced,
+    ]
+}
+
+fn take(engine: &mut Engine, change: Change) {
+    assert!(!engine.take(change), "none of these is about the host's addresses");
+}
+
+async fn settled(mut engine: Engine, changes: Vec<Change>) -> Engine {
+    engine.start().await;
+    changes.into_iter().for_each(|change| take(&mut engine, change));
+    engine.sync(at(0)).await;
+    engine
+}
+
+/// The state a node has after one faultless sync of these changes.
+async fn fresh(changes: Vec<Change>) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
+    let node = Node::new();
+    settled(node.engine(), changes).await;
+    node.state()
+}
+
+fn web_tcp() -> VirtualServerKey {
+    VirtualServerKey::new(IpAddr::from([10, 96, 0, 1]), 80, Protocol::Tcp)
+}
+
+#[tokio::test]
+async fn nothing_is_programmed_before_the_sources_are_complete() {
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population().into_iter().take(5).collect()).await;
+    assert!(node.ipvs.applied().is_empty() && !engine.is_synced());
+    assert!(node.nft.table(&table_key(false)).is_some(), "masquerade rules come first of all");
+    engine.take(Change::SourcesSynced);
+    engine.sync(at(1)).await;
+    assert!(engine.is_synced());
+    // ClusterIP and NodePort, TCP and UDP, of three Services.
+    assert_eq!(node.ipvs.state().services.len(), 12);
+    assert_eq!(node.ipvs.state().services[&web_tcp()].reals.len(), 2);
+    assert_eq!(node.routes.addresses_of(DEVICE).len(), 3);
+    assert_eq!(node.settings.0.lock().unwrap()["net/ipv4/vs/conntrack"], "1");
+    assert_eq!(engine.pending(), [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn a_restart_on_an_unchanged_state_writes_nothing() {
+    let node = Node::new();
+    settled(node.engine(), population()).await;
+    let (state, writes) = (node.state(), node.writes());
+    let mut engine = settled(node.engine(), population()).await;
+    assert_eq!((node.state(), node.writes()), (state, writes));
+    assert_eq!(engine.audit(at(1)).await, 0);
+    assert_eq!(node.writes(), writes);
+    assert_eq!(engine.view().counters.writes, 0);
+}
+
+#[tokio::test]
+async fn a_restart_removes_what_went_away_meanwhile_but_only_once_sources_are_complete() {
+    let node = Node::new();
+    settled(node.engine(), population()).await;
+    let (state, writes) = (node.state(), node.writes());
+    // The Services are told before their endpoints, as a slow source would.
+    let mut engine = settled(node.engine(), vec![service("web", 1)]).await;
+    assert_eq!((node.state(), node.writes()), (state, writes), "nothing shrinks");
+    engine.take(endpoints("web", &["10.244.1.1"]));
+    engine.take(Change::SourcesSynced);
+    engine.sync(at(1)).await;
+    assert_eq!(node.routes.addresses_of(DEVICE), [IpAddr::from([10, 96, 0, 1])]);
+    assert_eq!(node.ipvs.state().services.len(), 4);
+    assert!(engine.is_draining(), "the endpoint that went keeps its connections");
+}
+
+#[tokio::test]
+async fn a_tenth_of_all_operations_failing_ends_where_a_fresh_sync_ends() {
+    let node = Node::new();
+    for faults in [&node.ipvs.faults, &node.nft.faults, &node.routes.faults] {
+        faults.every(10, Errno::EAGAIN);
+    }
+    let mut engine = node.engine();
+    for _ in 0..20 {
+        engine.start().await;
+    }
+    let history = [
+        population(),
+        vec![
+            endpoints("web", &["10.244.1.9"]),
+            service("new", 4),
+            Change::ServiceGone(ObjectKey::new("ns", "api")),
+        ],
+        vec![
+            endpoints("new", &["10.244.1.5", "10.244.1.6"]),
+            Change::SliceGone(ObjectKey::new("ns", "web-1")),
+        ],
+        vec![endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"])],
+    ];
+    let mut now = 0;
+    for changes in history {
+        changes.into_iter().for_each(|change| take(&mut engine, change));
+        for _ in 0..12 {
+            now += 61;
+            engine.sync(at(now)).await;
+            engine.drain(at(now)).await;
+        }
+    }
+    let injected = node.ipvs.faults.injected() + node.nft.faults.injected() + node.routes.faults.injected();
+    assert!(injected > 10, "{injected}");
+    for faults in [&node.ipvs.faults, &node.nft.faults, &node.routes.faults] {
+        faults.clear();
+    }
+    for _ in 0..3 {
+        now += 61;
+        engine.audit(at(now)).await;
+        engine.drain(at(now)).await;
+    }
+    let wanted = vec![
+        endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]),
+        endpoints("new", &["10.244.1.5", "10.244.1.6"]),
+        endpoints("api", &["10.244.1.3"]),
+        service("web", 1),
+        service("none", 3),
+        service("new", 4),
+        Change::SourcesSynced,
+    ];
+    assert_eq!(node.state(), fresh(wanted).await);
+    assert_eq!(engine.view().failures, []);
+}
+
+/// A kernel that dies with the daemon: after so many operations it answers nothing any more.
+struct Dying {
+    node: Kernel,
+    left: Arc<AtomicI64>,
+}
+
+impl Dying {
+    fn alive(&self) -> bool {
+        self.left.fetch_sub(1, Ordering::SeqCst) > 0
+    }
+}
+
+#[async_trait]
+impl Ipvs for Dying {
+    async fn dump(&self) -> Result<IpvsDump, IpvsError> {
+        self.node.ipvs.dump().await
+    }
+    async fn reals(&self, key: VirtualServerKey) -> Result<Reals, IpvsError> {
+        self.node.ipvs.reals(key).await
+    }
+    async fn apply(&self, ops: &[IpvsOp]) -> Vec<Result<(), IpvsError>> {
+        let mut outcomes = Vec::new();
+        for op in ops {
+            if self.alive() {
+                outcomes.extend(self.node.ipvs.apply(std::slice::from_ref(op)).await);
+            } else {
+                outcomes
+                    .push(Err(IpvsError::NoAnswer { op: op.to_string(), source: NetlinkError::ThreadEnded }));
+            }
+        }
+        outcomes
+    }
+    async fn set_timeouts(&self, timeouts: IpvsTimeouts) -> Result<(), IpvsError> {
+        self.node.ipvs.set_timeouts(timeouts).await
+    }
+    async fn info(&self) -> Result<IpvsInfo, IpvsError> {
+        self.node.ipvs.info().await
+    }
+}
+
+#[async_trait]
+impl Nft for Dying {
+    async fn apply(&self, batch: &NftBatch, generation: Option<u32>) -> Result<(), NftError> {
+        if self.alive() {
+            return self.node.nft.apply(batch, generation).await;
+        }
+        Err(NftError::NoAnswer { table: batch.table.clone(), source: NetlinkError::ThreadEnded })
+    }
+    async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError> {
+        self.node.nft.dump(table).await
+    }
+    async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
+        self.node.nft.tables().await
+    }
+    async fn generation(&self) -> Result<u32, NftError> {
+        self.node.nft.generation().await
+    }
+}
+
+#[async_trait]
+impl Routes for Dying {
+    async fn links(&self) -> Result<Vec<Link>, RouteError> {
+        self.node.routes.links().await
+    }
+    async fn addresses(&self) -> Result<Vec<LinkAddress>, RouteError> {
+        self.node.routes.addresses().await
+    }
+    async fn ensure_dummy(&self, name: &str) -> Result<Link, RouteError> {
+        self.node.routes.ensure_dummy(name).await
+    }
+    async fn remove_device(&self, name: &str) -> Result<(), RouteError> {
+        self.node.routes.remove_device(name).await
+    }
+    async fn change_addresses(&self, link: &Link, ops: &[AddressOp]) -> Vec<Result<(), RouteError>> {
+        let mut outcomes = Vec::new();
+        for op in ops {
+            if self.alive() {
+                outcomes.extend(self.node.routes.change_addresses(link, std::slice::from_ref(op)).await);
+            } else {
+                outcomes
+                    .push(Err(RouteError::NoAnswer { op: format!("{op:?}"), detail: "killed".to_owned() }));
+            }
+        }
+        outcomes
+    }
+    async fn default_source(&self, family: IpFamily) -> Result<Option<IpAddr>, RouteError> {
+        self.node.routes.default_source(family).await
+    }
+}
+
+#[tokio::test]
+async fn killed_at_any_operation_the_next_one_finishes_and_the_one_after_writes_nothing() {
+    let wanted = fresh(population()).await;
+    for budget in 0.. {
+        let node = Node::new();
+        let left = Arc::new(AtomicI64::new(budget));
+        let dying = Arc::new(Dying { node: node.kernel(), left: left.clone() });
+        let kernel = Kernel {
+            ipvs: dying.clone(),
+            nft: dying.clone(),
+            routes: dying,
+            flows: node.flows.clone(),
+            settings: node.settings.clone(),
+        };
+        settled(Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone()))), population()).await;
+        let finished = left.load(Ordering::SeqCst) > 0;
+        settled(node.engine(), population()).await;
+        assert_eq!(node.state(), wanted, "killed after {budget} operations");
+        let writes = node.writes();
+        settled(node.engine(), population()).await;
+        assert_eq!(node.writes(), writes, "killed after {budget} operations");
+        if finished {
+            assert!(budget > 20, "{budget} operations are too few to have tested anything");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_audit_finds_and_repairs_what_others_did() {
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population()).await;
+    let wanted = node.state();
+    let foreign = VirtualServerKey::new(IpAddr::from([198, 51, 100, 7]), 80, Protocol::Tcp);
+    let excluded = VirtualServerKey::new(IpAddr::from([203, 0, 113, 7]), 80, Protocol::Tcp);
+    let link = node.routes.ensure_dummy(DEVICE).await.unwrap();
+    node.routes.change_addresses(&link, &[AddressOp::Remove(IpAddr::from([10, 96, 0, 1]))]).await;
+    node.ipvs.tamper(|state| {
+        state.services.remove(&web_tcp());
+    });
+    node.nft.tamper(|ruleset| {
+        let table = ruleset.tables.get_mut(&table_key(false)).unwrap();
+        table.sets.get_mut("frontends").unwrap().elements.clear();
+        table.chains.get_mut("mark").unwrap().rules.clear();
+    });
+    for key in [foreign, excluded] {
+        let server = VirtualServer::new(&key, Scheduler::Rr);
+        assert_eq!(node.ipvs.apply(&[IpvsOp::AddService { key, server }]).await, [Ok(())]);
+    }
+    // The address; server and two real servers; twelve elements and the rule; the foreign server.
+    assert_eq!(engine.audit(at(1)).await, 1 + 3 + 12 + 1 + 1);
+    let (mut ipvs, addresses, tables) = node.state();
+    assert!(ipvs.services.remove(&excluded).is_some(), "excluded networks are left alone");
+    assert_eq!((ipvs, addresses, tables), wanted);
+    assert_eq!(engine.audit(at(2)).await, 0);
+}
+
+#[tokio::test]
+async fn an_operation_that_meets_an_unexpected_kernel_looks_before_it_tries_again() {
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population()).await;
+    node.ipvs.tamper(|state| {
+        state.services.remove(&web_tcp());
+    });
+    engine.take(endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]));
+    engine.sync(at(1)).await;
+    assert_eq!(node.ipvs.state().services[&web_tcp()].reals.len(), 3);
+    assert_eq!(engine.view().failures, []);
+}
+
+#[tokio::test]
+async fn an_endpoint_leaves_when_its_last_connection_is_over() {
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population()).await;
+    let leaving = RealServerKey::new(IpAddr::from([10, 244, 1, 2]), 8080);
+    let busy = Connections { active: 1, ..Connections::default() };
+    node.ipvs.set_connections(web_tcp(), leaving, busy);
+    engine.take(endpoints("web", &["10.244.1.1"]));
+    engine.sync(at(1)).await;
+    engine.drain(at(61)).await;
+    assert_eq!(node.ipvs.state().services[&web_tcp()].reals[&leaving].weight, 0);
+    node.ipvs.set_connections(web_tcp(), leaving, Connections::default());
+    engine.drain(at(121)).await;
+    assert!(!node.ipvs.state().services[&web_tcp()].reals.contains_key(&leaving));
+    assert!(!engine.is_draining());
+}
+
+#[tokio::test]
+async fn a_refused_service_is_named_and_stops_no_other() {
+    let node = Node::new();
+    node.ipvs.faults.script("ipvs 10.96.0.1:80/tcp: add service", Errno::ENOMEM, 2);
+    let mut engine = settled(node.engine(), population()).await;
+    let view = engine.view();
+    let claims: Vec<&str> = view.failures.iter().map(|failure| failure.claim.as_str()).collect();
+    assert_eq!(claims, ["10.96.0.1:80/tcp"]);
+    assert!(view.failures[0].error.contains("add service (rr): "), "{}", view.failures[0].error);
+    let dst = "10.96.0.1:80".parse().unwrap();
+    let query = Query { dst, protocol: Protocol::Tcp, origin: Origin::Node, src: IpAddr::from(NODE_IP) };
+    assert_eq!(engine.explain(&query).fate, Fate::Rejected, "the host's own port 80 does not show");
+    assert_eq!(node.ipvs.state().services.len(), 11, "the others are served");
+    assert!(view.synced, "one bad Service does not keep pods waiting");
+    // Not before its time, then again with a longer wait, then done.
+    engine.sync(at(0)).await;
+    assert_eq!(engine.view().failures[0].attempts, 1);
+    engine.sync(at(1)).await;
+    assert_eq!((engine.view().failures[0].attempts, engine.next_retry()), (2, Some(at(3))));
+    engine.sync(at(3)).await;
+    assert_eq!((engine.view().failures, engine.next_retry()), (vec![], None));
+    assert_eq!(node.state(), fresh(population()).await);
+}
+
+#[tokio::test]
+async fn a_missing_scheduler_module_is_named() {
+    let node = Node::new();
+    node.ipvs.remove_scheduler(Scheduler::Rr);
+    let engine = settled(node.engine(), population()).await;
+    let view = engine.view();
+    assert!(view.failures[0].error.contains("kernel module ip_vs_rr"), "{}", view.failures[0].error);
+}
+
+#[tokio::test]
+async fn without_ipvs_pods_run_and_the_reason_is_said_until_it_is_there() {
+    let node = Node::new();
+    let kernel = node.kernel();
+    let loaded = Arc::new(AtomicI64::new(0));
+    let flag = loaded.clone();
+    let open = OpenKernel::new(move || match flag.load(Ordering::SeqCst) {
+        0 => Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(Errno::ENOENT))).into()),
+        _ => Ok(kernel.clone()),
+    });
+    let mut engine = settled(Engine::new(config(), open), population()).await;
+    let view = engine.view();
+    assert_eq!((view.mode.as_str(), view.synced), ("none", true));
+    assert!(view.reason.contains("modprobe ip_vs"), "{}", view.reason);
+    let query = Query {
+        dst: "10.96.0.1:80".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        origin: Origin::Node,
+        src: IpAddr::from(NODE_IP),
+    };
+    let answer = engine.explain(&query);
+    assert!(answer.sentence.contains("nothing serves it"), "{}", answer.sentence);
+    loaded.store(1, Ordering::SeqCst);
+    engine.audit(at(30)).await;
+    assert_eq!(engine.view().mode, "ipvs");
+    assert_eq!(node.state(), fresh(population()).await);
+}
+
+#[tokio::test]
+async fn udp_flows_to_endpoints_that_are_gone_are_forgotten_also_after_a_restart() {
+    let flow = |dst: &str, answers: &str| Flow {
+        src: "10.244.1.9:4000".parse().unwrap(),
+        dst: dst.parse().unwrap(),
+        answers: answers.parse().unwrap(),
+    };
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population()).await;
+    let live = flow("10.96.0.1:53", "10.244.1.1:8053");
+    let dead = flow("10.96.0.1:53", "10.244.1.2:8053");
+    let deleted = flow("192.168.0.1:30002", "10.244.1.3:8053");
+    let other = flow("8.8.8.8:53", "8.8.8.8:53");
+    node.flows.0.lock().unwrap().extend([live, dead, deleted, other]);
+    engine.take(endpoints("web", &["10.244.1.1"]));
+    engine.sync(at(1)).await;
+    assert_eq!(*node.flows.0.lock().unwrap(), BTreeSet::from([live, deleted, other]));
+    // While nobody was looking, Service `api` went away.
+    let rest =
+        vec![endpoints("web", &["10.244.1.1"]), service("web", 1), service("none", 3), Change::SourcesSynced];
+    let engine = settled(node.engine(), rest).await;
+    assert_eq!(*node.flows.0.lock().unwrap(), BTreeSet::from([live, other]));
+    assert_eq!(engine.view().counters.flows_deleted, 1);
+}
+
+#[tokio::test]
+async fn a_new_host_address_serves_node_ports() {
+    let node = Node::new();
+    let mut engine = settled(node.engine(), population()).await;
+    let addr = IpAddr::from([10, 0, 0, 5]);
+    node.routes.add_address(LinkAddress { link: 2, addr, prefix: 24, link_local: false });
+    engine.host_addresses_changed().await;
+    engine.sync(at(1)).await;
+    let key = VirtualServerKey::new(addr, 30001, Protocol::Tcp);
+    assert_eq!(node.ipvs.state().services[&key].reals.len(), 2);
+}
+
+struct Running {
+    handle: DataplaneHandle,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn run(node: &Node) -> Running {
+    let kernel = node.kernel();
+    let stop = CancellationToken::new();
+    let clock = Clock::following_tokio(at(0));
+    let (handle, task) =
+        dataplane(config(), OpenKernel::new(move || Ok(kernel.clone())), clock, stop.clone());
+    Running { handle, stop, task: tokio::spawn(task) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_task_applies_at_once_coalesces_and_leaves_everything_when_stopped() {
+    let node = Node::new();
+    let running = run(&node);
+    let mut synced = running.handle.synced();
+    for _ in 0..100 {
+        population().into_iter().for_each(|change| running.handle.tell(change));
+    }
+    let before = tokio::time::Instant::now();
+    synced.wait_for(|done| *done).await.unwrap();
+    assert_eq!(before.elapsed(), Duration::ZERO, "no timer stands before a change");
+    assert_eq!(node.state(), fresh(population()).await);
+    assert!(running.handle.view().counters.syncs <= 2, "{:?}", running.handle.view().counters);
+    let rows = running.handle.list().await.unwrap();
+    assert_eq!(rows.len(), 3);
+    let dst: SocketAddr = "10.96.0.1:80".parse().unwrap();
+    let query =
+        Query { dst, protocol: Protocol::Tcp, origin: Origin::Pod, src: IpAddr::from([10, 244, 1, 9]) };
+    let answer = running.handle.explain(query).await.unwrap();
+    assert!(matches!(answer.fate, Fate::Endpoints(ref to) if to.len() == 2), "{answer:?}");
+    // A fault is retried by time alone.
+    node.ipvs.faults.script("add destination 10.244.1.7:8080", Errno::EAGAIN, 1);
+    running.handle.tell(endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.7"]));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(!running.handle.view().failures.is_empty());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(running.handle.view().failures, []);
+    // Drift is found by the audit.
+    node.ipvs.tamper(|state| state.services.clear());
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(node.ipvs.state().services.len(), 12);
+    let state = node.state();
+    running.stop.cancel();
+    running.task.await.unwrap();
+    assert_eq!(node.state(), state);
+    assert_eq!(running.handle.list().await, Err(DataplaneGone));
+}
