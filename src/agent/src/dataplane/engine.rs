@@ -27,7 +27,7 @@ use longshore_core::service::view::{self, Counters, DataplaneView, FailureView, 
 use longshore_kernel::route::Link;
 use tokio::time::Instant;
 
-use super::kernel::{self, Dump, Kernel, KernelError};
+use super::kernel::{self, Dump, Kernel, KernelError, in_full};
 use super::{Change, DataplaneConfig, ModeRequest, OpenKernel};
 
 /// A refused object is tried again after this, doubling up to the limit.
@@ -144,9 +144,9 @@ impl Engine {
     }
 
     async fn adopt(&mut self) -> Result<Served, KernelError> {
-        let kernel = self.open.open()?;
+        let kernel = self.open.open(self.config.scheduler).await?;
         let info = kernel.ipvs.info().await?;
-        self.make_settings(&kernel).await;
+        self.make_settings(&kernel);
         let wanted = self.config.timeouts;
         let differs = |want: u32, have: u32| want != 0 && want != have;
         let have = info.timeouts;
@@ -178,19 +178,24 @@ impl Engine {
         }
     }
 
-    async fn make_settings(&mut self, kernel: &Kernel) {
+    fn make_settings(&mut self, kernel: &Kernel) {
         let mut families = vec![Family::V4];
         if self.config.node_ips.iter().any(std::net::IpAddr::is_ipv6) {
             families.push(Family::V6);
         }
         self.warnings.clear();
+        if kernel.flows.is_none() {
+            self.warnings.push(
+                "the connection tracker cannot be reached: UDP flows to removed endpoints stay".to_owned(),
+            );
+        }
         for setting in node::ipvs_settings(self.config.kernel_version, self.config.strict_arp, &families) {
-            match kernel.settings.ensure(setting.path, setting.value).await {
+            match kernel.sysctls.ensure(setting.path, setting.value) {
                 Ok(true) => {
                     tracing::info!(setting = setting.path, value = setting.value, "kernel setting made")
                 }
                 Ok(false) => {}
-                Err(error) => self.warnings.push(format!("{error}: {}", setting.reason)),
+                Err(error) => self.warnings.push(format!("{}: {}", in_full(&error), setting.reason)),
             }
         }
     }
@@ -211,7 +216,7 @@ impl Engine {
                 Ok(changed) => written += u64::from(changed),
                 Err(error) if ipv6 && !self.has_ipv6_address() => {
                     self.ipv6 = false;
-                    self.warnings.push(format!("IPv6 Services are not served: {}", error.in_full()));
+                    self.warnings.push(format!("IPv6 Services are not served: {}", in_full(&error)));
                 }
                 Err(error) => return Err(error),
             }
@@ -328,7 +333,7 @@ impl Engine {
         let Mode::Ipvs(served) = self.mode.clone() else { return };
         if let Err(error) = self.refresh_network(&served).await {
             tracing::warn!(
-                error = error.in_full(),
+                error = in_full(&error),
                 "cannot read the host's addresses; tried again with the next audit"
             );
         }
@@ -436,7 +441,7 @@ impl Engine {
     }
 
     fn note_failure(&mut self, claim: Claim, error: &KernelError, now: Timestamp) {
-        let text = error.in_full();
+        let text = in_full(error);
         let before = self.failures.get(&claim);
         if before.is_none_or(|failure| failure.error != text) {
             tracing::warn!(%claim, error = text, "the kernel refused a change; it is tried again");
@@ -457,7 +462,7 @@ impl Engine {
     pub async fn audit(&mut self, now: Timestamp) -> u64 {
         self.start().await;
         let Mode::Ipvs(served) = self.mode.clone() else { return 0 };
-        self.make_settings(&served.kernel).await;
+        self.make_settings(&served.kernel);
         self.host_addresses_changed().await;
         let found = self.compare(&served).await;
         self.sync(now).await;
@@ -470,7 +475,7 @@ impl Engine {
         let before = self.counters.drift;
         if let Err(error) = self.compare_all(served).await {
             // The device or a table may be gone: make them again before anything else.
-            tracing::warn!(error = error.in_full(), "cannot compare with the kernel");
+            tracing::warn!(error = in_full(&error), "cannot compare with the kernel");
             self.mode = Mode::None { reason: unavailable(&error) };
             self.start().await;
         }
@@ -516,7 +521,7 @@ impl Engine {
             let reals = match served.kernel.ipvs.reals(key).await {
                 Ok(reals) => reals,
                 Err(error) => {
-                    tracing::warn!(%key, error = KernelError::from(error).in_full(), "cannot read connections");
+                    tracing::warn!(%key, error = in_full(&error), "cannot read connections");
                     continue;
                 }
             };
@@ -553,10 +558,8 @@ impl Engine {
 
     /// Delete UDP flows whose endpoint is gone; TCP finds out by itself.
     async fn forget_flows(&mut self, kernel: &Kernel) {
-        if self.udp.is_empty() {
-            return;
-        }
-        let flows = match kernel.flows.flows().await {
+        let Some(tracker) = kernel.flows.as_ref().filter(|_| !self.udp.is_empty()) else { return };
+        let flows = match tracker.flows().await {
             Ok(flows) => flows,
             Err(error) => {
                 // Kept for the next round.
@@ -565,7 +568,7 @@ impl Engine {
             }
         };
         let stale: Vec<_> = flows.into_iter().filter(|flow| self.udp.is_stale(flow)).collect();
-        let outcomes = kernel.flows.forget(&stale).await;
+        let outcomes = tracker.forget(&stale).await;
         let refused = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).next();
         self.counters.flows_deleted += outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
         match refused {
@@ -684,5 +687,5 @@ fn unavailable(error: &KernelError) -> String {
         }
         _ => "tried again with the next audit",
     };
-    format!("{}; {mend}", error.in_full())
+    format!("{}; {mend}", in_full(error))
 }

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_core::conntrack::Flow;
 use longshore_core::ruleset::diff::{Change, Op};
-use longshore_core::ruleset::ipvs::VirtualServerKey;
+use longshore_core::ruleset::ipvs::{Scheduler, VirtualServerKey};
 use longshore_core::ruleset::nft::{self, Element, ElementKey, Family, NftBatch, NftOp, NftTable, TableKey};
 use longshore_core::ruleset::node::HostAddress;
 use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, TABLE};
 use longshore_core::service::cidr::Cidr;
-use longshore_kernel::ipvs::{Ipvs, IpvsError};
-use longshore_kernel::nft::{Nft, NftError};
-use longshore_kernel::route::{AddressOp, Link, RouteError, Routes};
+use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
+use longshore_kernel::modules::Modules;
+use longshore_kernel::nft::{Nft, NftError, RealNft};
+use longshore_kernel::route::{AddressOp, Link, RealRoutes, RouteError, Routes};
+use longshore_kernel::sysctl::{RealSysctls, Sysctls};
 
 /// The most operations in one conversation with the kernel: bounds the time others wait for its locks.
 const MAX_BATCH: usize = 1024;
@@ -29,35 +31,63 @@ pub trait UdpFlows: Send + Sync {
     async fn forget(&self, flows: &[Flow]) -> Vec<Result<(), String>>;
 }
 
-/// Settings below `/proc/sys`.
-#[async_trait]
-pub trait KernelSettings: Send + Sync {
-    /// Make sure that a setting has a value; written only where it differs. Whether it was written.
-    async fn ensure(&self, path: &str, value: &str) -> Result<bool, String>;
-}
-
 /// The kernel interfaces the dataplane needs.
 #[derive(Clone)]
 pub struct Kernel {
     pub ipvs: Arc<dyn Ipvs>,
     pub nft: Arc<dyn Nft>,
     pub routes: Arc<dyn Routes>,
-    pub flows: Arc<dyn UdpFlows>,
-    pub settings: Arc<dyn KernelSettings>,
+    /// `None` where the connection tracker cannot be reached: stale UDP flows then stay.
+    pub flows: Option<Arc<dyn UdpFlows>>,
+    pub sysctls: Arc<dyn Sysctls>,
+}
+
+impl Kernel {
+    /// The kernel of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// [`IpvsError::Unavailable`] and its like where the kernel lacks one of them.
+    pub fn open(flows: Option<Arc<dyn UdpFlows>>) -> Result<Self, KernelError> {
+        Ok(Kernel {
+            ipvs: Arc::new(RealIpvs::open()?),
+            nft: Arc::new(RealNft::open()?),
+            routes: Arc::new(RealRoutes::open()?),
+            flows,
+            sysctls: Arc::new(RealSysctls::default()),
+        })
+    }
 }
 
 /// Opens the kernel's interfaces; asked again while they are missing, so that a module loaded later is
 /// found without a restart.
 #[derive(Clone)]
-pub struct OpenKernel(Arc<dyn Fn() -> Result<Kernel, KernelError> + Send + Sync>);
+pub struct OpenKernel {
+    open: Arc<dyn Fn() -> Result<Kernel, KernelError> + Send + Sync>,
+    modules: Option<Arc<dyn Modules>>,
+}
 
 impl OpenKernel {
     pub fn new(open: impl Fn() -> Result<Kernel, KernelError> + Send + Sync + 'static) -> Self {
-        OpenKernel(Arc::new(open))
+        OpenKernel { open: Arc::new(open), modules: None }
     }
 
-    pub(super) fn open(&self) -> Result<Kernel, KernelError> {
-        (self.0)()
+    /// Load missing kernel modules first, where this process may.
+    pub fn loading(mut self, modules: Arc<dyn Modules>) -> Self {
+        self.modules = Some(modules);
+        self
+    }
+
+    pub(super) async fn open(&self, scheduler: Scheduler) -> Result<Kernel, KernelError> {
+        if let Some(modules) = &self.modules {
+            let scheduler = format!("ip_vs_{scheduler}");
+            for name in ["ip_vs", &scheduler, "nf_conntrack", "nf_tables", "dummy"] {
+                // What is still missing is named by what then fails to open.
+                if let Err(error) = modules.ensure(name).await {
+                    tracing::debug!(module = name, %error, "kernel module not loaded");
+                }
+            }
+        }
+        (self.open)()
     }
 }
 
@@ -98,18 +128,18 @@ impl KernelError {
             KernelError::Routes(_) | KernelError::Waits(_) => false,
         }
     }
+}
 
-    /// With every cause, in one line.
-    pub fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        text
+/// An error with every cause, in one line.
+pub(super) fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
     }
+    text
 }
 
 /// What the kernel holds of ours.

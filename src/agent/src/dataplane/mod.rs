@@ -31,7 +31,7 @@ use crate::config::{self, DataplaneSettings};
 use crate::pods::Clock;
 pub use engine::Engine;
 use inbox::Inbox;
-pub use kernel::{Kernel, KernelError, KernelSettings, OpenKernel, UdpFlows};
+pub use kernel::{Kernel, KernelError, OpenKernel, UdpFlows};
 
 /// Which back end was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The dataplane on the kernel's fakes: first sync, adoption, faults, kill at every operation, audits,
 //! draining, and the task around it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,12 +26,20 @@ use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
 use longshore_kernel::netlink::{NetlinkError, Refusal};
 use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError};
 use longshore_kernel::route::{AddressOp, FakeRoutes, IpFamily, Link, LinkAddress, RouteError, Routes};
+use longshore_kernel::sysctl::{FakeSysctls, Sysctls};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use super::kernel::table_key;
 use super::*;
 
+/// Kernel settings this node has, all off.
+const SYSCTLS: [&str; 4] = [
+    "net/ipv4/vs/conntrack",
+    "net/ipv4/vs/expire_nodest_conn",
+    "net/ipv4/vs/expire_quiescent_template",
+    "net/ipv4/ip_forward",
+];
 const NODE_IP: [u8; 4] = [192, 168, 0, 1];
 
 /// The kernel of a node that outlives the daemons of a test.
@@ -40,7 +48,7 @@ struct Node {
     nft: Arc<FakeNft>,
     routes: Arc<FakeRoutes>,
     flows: Arc<FakeFlows>,
-    settings: Arc<FakeSettings>,
+    sysctls: Arc<FakeSysctls>,
 }
 
 #[derive(Default)]
@@ -64,17 +72,6 @@ impl UdpFlows for FakeFlows {
     }
 }
 
-#[derive(Default)]
-struct FakeSettings(Mutex<BTreeMap<String, String>>);
-
-#[async_trait]
-impl KernelSettings for FakeSettings {
-    async fn ensure(&self, path: &str, value: &str) -> Result<bool, String> {
-        let before = self.0.lock().unwrap().insert(path.to_owned(), value.to_owned());
-        Ok(before.as_deref() != Some(value))
-    }
-}
-
 impl Node {
     fn new() -> Self {
         Node {
@@ -82,7 +79,7 @@ impl Node {
             nft: Arc::new(FakeNft::new()),
             routes: Arc::new(FakeRoutes::new(IpAddr::from(NODE_IP))),
             flows: Arc::default(),
-            settings: Arc::default(),
+            sysctls: Arc::new(FakeSysctls::new(&SYSCTLS.map(|name| (name, "0")))),
         }
     }
 
@@ -91,8 +88,8 @@ impl Node {
             ipvs: self.ipvs.clone(),
             nft: self.nft.clone(),
             routes: self.routes.clone(),
-            flows: self.flows.clone(),
-            settings: self.settings.clone(),
+            flows: Some(self.flows.clone()),
+            sysctls: self.sysctls.clone(),
         }
     }
 
@@ -202,7 +199,8 @@ async fn nothing_is_programmed_before_the_sources_are_complete() {
     assert_eq!(node.ipvs.state().services.len(), 12);
     assert_eq!(node.ipvs.state().services[&web_tcp()].reals.len(), 2);
     assert_eq!(node.routes.addresses_of(DEVICE).len(), 3);
-    assert_eq!(node.settings.0.lock().unwrap()["net/ipv4/vs/conntrack"], "1");
+    assert_eq!(node.sysctls.read("net/ipv4/vs/conntrack").as_deref(), Ok("1"));
+    assert_eq!(engine.view().warnings, [] as [&str; 0]);
     assert_eq!(engine.pending(), [] as [&str; 0]);
 }
 
@@ -390,8 +388,8 @@ async fn killed_at_any_operation_the_next_one_finishes_and_the_one_after_writes_
             ipvs: dying.clone(),
             nft: dying.clone(),
             routes: dying,
-            flows: node.flows.clone(),
-            settings: node.settings.clone(),
+            flows: Some(node.flows.clone()),
+            sysctls: node.sysctls.clone(),
         };
         settled(Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone()))), population()).await;
         let finished = left.load(Ordering::SeqCst) > 0;

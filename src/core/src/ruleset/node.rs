@@ -85,7 +85,7 @@ pub fn ipvs_settings(kernel: (u32, u32), strict_arp: bool, families: &[Family]) 
         settings.push(Setting { path: "net/ipv6/conf/all/forwarding", value: "1", reason });
     }
     // Between 4.1 and 5.9 a reused source port waited a second or met a removed endpoint.
-    if kernel >= (4, 1) && kernel < (5, 9) {
+    if ((4, 1)..(5, 9)).contains(&kernel) {
         let reason = "connections from a reused port wait a second";
         settings.push(Setting { path: "net/ipv4/vs/conn_reuse_mode", value: "0", reason });
     }
