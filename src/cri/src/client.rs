@@ -114,6 +114,20 @@ impl CriClient {
         Ok(Self { counters: Arc::clone(&self.counters), ..Self::new(endpoint, self.timeouts)? })
     }
 
+    #[cfg(feature = "fake")]
+    pub(crate) fn in_process(
+        service: crate::fake::InProcess,
+        timeouts: Timeouts,
+        counters: Arc<CallCounters>,
+    ) -> Self {
+        Self {
+            transport: Transport::InProcess(service),
+            endpoint: Arc::from("fake runtime"),
+            timeouts,
+            counters,
+        }
+    }
+
     /// What was called so far, by this client and its clones.
     pub fn counters(&self) -> &Arc<CallCounters> {
         &self.counters
@@ -263,6 +277,8 @@ fn channel(endpoint: &str) -> Result<Channel, EndpointError> {
 #[derive(Clone)]
 pub(crate) enum Transport {
     Socket(Channel),
+    #[cfg(feature = "fake")]
+    InProcess(crate::fake::InProcess),
 }
 
 impl Service<http::Request<Body>> for Transport {
@@ -273,6 +289,8 @@ impl Service<http::Request<Body>> for Transport {
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         match self {
             Self::Socket(channel) => channel.poll_ready(context).map_err(Into::into),
+            #[cfg(feature = "fake")]
+            Self::InProcess(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -282,6 +300,8 @@ impl Service<http::Request<Body>> for Transport {
                 let answer = channel.call(request);
                 Box::pin(async move { answer.await.map_err(Into::into) })
             }
+            #[cfg(feature = "fake")]
+            Self::InProcess(service) => service.call(request),
         }
     }
 }

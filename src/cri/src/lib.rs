@@ -1,7 +1,8 @@
 //! The container runtime as longshore sees it: a CRI v1 client, its event stream, and the conversion
 //! between CRI messages and `longshore_core`'s types. No decision is made here.
 //!
-//! [`Runtime`] is what the agent holds: one `Arc<dyn ..>` per subject, served by [`CriClient`].
+//! [`Runtime`] is what the agent holds: one `Arc<dyn ..>` per subject, served by [`CriClient`]. The same
+//! bundle of a [`fake::FakeRuntime`] (feature `fake`) serves tests and benches.
 
 pub mod api;
 pub mod client;
@@ -10,12 +11,16 @@ pub mod convert;
 pub mod counters;
 pub mod error;
 pub mod events;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod images;
 pub mod observe;
 pub mod pull_failure;
 pub mod runtime_info;
 pub mod sandboxes;
 pub mod streams;
+#[cfg(all(test, feature = "fake"))]
+mod test_specs;
 
 use std::sync::Arc;
 
