@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod node;
 pub mod pods;
 pub mod probes;
+pub mod process;
 pub mod reads;
 pub mod sources;
 pub mod sourcing;

@@ -29,7 +29,7 @@ config_fields! {
         "enableServer" enable_server: Option<bool> = Some(true), keep, Later, "serve the HTTPS API";
         "staticPodPath" static_pod_path: String = String::new(), keep, Now, "folder of Pod manifests; `--manifests` wins";
         "podLogsDir" pod_logs_dir: String = text("/var/log/pods"), fill, Now, "folder of the pods' log folders, absolute";
-        "syncFrequency" sync_frequency: GoDuration = secs(60), fill, Now, "longest time between two looks at a pod without an event";
+        "syncFrequency" sync_frequency: GoDuration = secs(60), fill, Never, "pods are looked at when something happens, not by the clock";
         "fileCheckFrequency" file_check_frequency: GoDuration = secs(20), fill, Now, "audit of the manifest folder beside inotify";
         "httpCheckFrequency" http_check_frequency: GoDuration = secs(20), fill, Later, "re-read of staticPodURL";
         "staticPodURL" static_pod_url: String = String::new(), keep, Later, "Pod manifests over HTTP";

@@ -2,6 +2,8 @@
 //! Files are read here and nowhere else in the daemon; the rules are in `rules`, free of effects.
 
 mod args;
+#[cfg(test)]
+mod docs;
 mod fields;
 mod flags;
 pub mod kubelet;

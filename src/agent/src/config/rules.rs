@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings};
+use longshore_core::resources::quantity::Amount;
 
 use super::Loaded;
 use super::args::AgentArgs;
 use super::kubelet::KubeletConfiguration;
 use super::proxy::KubeProxyConfiguration;
 use super::settings::*;
-use super::units::{GoDuration, parse_bytes, parse_quantity_millis};
+use super::units::GoDuration;
 use crate::document::{DocumentError, Node, Place};
 
 /// Schedulers of the Linux kernel (`net/netfilter/ipvs/ip_vs_*.c`).
@@ -167,9 +168,10 @@ fn refused(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
 }
 
 fn log_rules(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
-    let size = parse_bytes(&config.container_log_max_size);
-    if let Some(0) = rules.parsed("containerLogMaxSize", size) {
-        rules.fail("containerLogMaxSize", "is 0; it must be more");
+    let size = Amount::parse(&config.container_log_max_size).map_err(|error| error.to_string());
+    if let Some(size) = rules.parsed("containerLogMaxSize", size) {
+        let ok = !size.is_zero() && !size.is_negative();
+        rules.check(ok, "containerLogMaxSize", format!("is {size}; it must be more than 0"));
     }
     rules.range(
         "containerLogMaxFiles",
@@ -398,10 +400,12 @@ fn reserved(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> BTreeMap<St
     {
         for (resource, text) in map {
             rules.one_of(field, resource, &["cpu", "memory", "ephemeral-storage", "pid"]);
-            match parse_quantity_millis(text) {
-                Ok(millis) if millis >= 0 => *sum.entry(resource.clone()).or_insert(0) += millis,
+            match Amount::parse(text) {
+                Ok(amount) if !amount.is_negative() => {
+                    *sum.entry(resource.clone()).or_insert(0) += i128::from(amount.milli_value());
+                }
                 Ok(_) => rules.fail(field, format!("{resource} is {text}; it must not be negative")),
-                Err(message) => rules.fail(field, format!("{resource}: {message}")),
+                Err(error) => rules.fail(field, format!("{resource}: {error}")),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The units of the Kubernetes configuration files: durations as Go prints them and byte quantities.
+//! The units of the Kubernetes configuration files: durations as Go prints them.
 //! Only conversions between text and numbers live here.
 
 use std::fmt;
@@ -154,73 +154,6 @@ impl<'de> Deserialize<'de> for GoDuration {
     }
 }
 
-/// A Kubernetes quantity as a count of thousandths, rounded up as the API does (`0.5m` is 1).
-///
-/// # Errors
-/// Says what is expected instead.
-pub fn parse_quantity_millis(text: &str) -> Result<i128, String> {
-    let wrong = || format!("{text:?} is not a quantity; write it like 500m, 2, 64Mi or 10Gi");
-    let trimmed = text.trim();
-    let (sign, unsigned) = match trimmed.strip_prefix('-') {
-        Some(rest) => (-1, rest),
-        None => (1, trimmed.strip_prefix('+').unwrap_or(trimmed)),
-    };
-    let digits = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
-    let (number, suffix) = unsigned.split_at(digits);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if number.is_empty() || number == "." || fraction.contains('.') || number.len() > 30 {
-        return Err(wrong());
-    }
-    let mantissa: i128 = format!("{whole}{fraction}").parse().map_err(|_| wrong())?;
-    let decimals = u32::try_from(fraction.len()).map_err(|_| wrong())?;
-    let (numerator, denominator) = suffix_scale(suffix).ok_or_else(wrong)?;
-    let numerator = mantissa.checked_mul(numerator).and_then(|n| n.checked_mul(1000)).ok_or_else(wrong)?;
-    let denominator =
-        10_i128.checked_pow(decimals).and_then(|d| d.checked_mul(denominator)).ok_or_else(wrong)?;
-    Ok(sign * (numerator + denominator - 1).div_euclid(denominator))
-}
-
-/// The suffix as a fraction.
-fn suffix_scale(suffix: &str) -> Option<(i128, i128)> {
-    let binary = |power: u32| 1_i128 << (10 * power);
-    Some(match suffix {
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1000),
-        "" => (1, 1),
-        "k" => (1000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (binary(1), 1),
-        "Mi" => (binary(2), 1),
-        "Gi" => (binary(3), 1),
-        "Ti" => (binary(4), 1),
-        "Pi" => (binary(5), 1),
-        "Ei" => (binary(6), 1),
-        _ => {
-            let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10_i128.checked_pow(exponent.unsigned_abs())?;
-            if exponent < 0 { (1, power) } else { (power, 1) }
-        }
-    })
-}
-
-/// A quantity as whole bytes, rounded up.
-///
-/// # Errors
-/// Not a quantity, negative, or more than 2^63 - 1.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let millis = parse_quantity_millis(text)?;
-    let bytes = (millis + 999).div_euclid(1000);
-    u64::try_from(bytes)
-        .ok()
-        .filter(|bytes| i64::try_from(*bytes).is_ok())
-        .ok_or_else(|| format!("{text:?} is out of range; it must be between 0 and 8Ei"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,31 +190,5 @@ mod tests {
         {
             assert!(GoDuration::parse(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn quantities_are_exact_and_round_up() {
-        let cases: [(&str, i128); 12] = [
-            ("1", 1000),
-            ("500m", 500),
-            ("0.5m", 1),
-            ("100u", 1),
-            ("2.5", 2500),
-            ("64Mi", 64 * 1024 * 1024 * 1000),
-            ("1.5Gi", 1536 * 1024 * 1024 * 1000),
-            ("1e3", 1_000_000),
-            ("1E", 1_000_000_000_000_000_000_000),
-            ("12e-1", 1200),
-            ("-1", -1000),
-            ("0", 0),
-        ];
-        for (text, millis) in cases {
-            assert_eq!(parse_quantity_millis(text), Ok(millis), "{text}");
-        }
-        for text in ["", "Mi", "1 Mi", "1MiB", "1kk", "..", "1.2.3", "1e", "0x10", "1e99999999999"] {
-            assert!(parse_quantity_millis(text).is_err(), "{text}");
-        }
-        assert_eq!(parse_bytes("10Mi"), Ok(10 << 20));
-        assert!(parse_bytes("-1").is_err() && parse_bytes("9Ei").is_err());
     }
 }

@@ -1,7 +1,6 @@
 //! postStart and preStop: carried out here, within the time they are given; when they run and what
 //! their failure means is decided by the plan. Dropping the future ends a hook (behaviours 18).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,17 +117,6 @@ impl HookRunner {
 async fn connect(host: &str, port: u16) -> Result<(), HookError> {
     let connected = tokio::net::TcpStream::connect((host, port)).await;
     connected.map(drop).map_err(|source| HookError::Connect { host: host.to_owned(), port, source })
-}
-
-/// The hook with the pod's address where its author named no host.
-pub fn with_host(hook: &Hook, pod_ip: Option<IpAddr>) -> Hook {
-    let mut hook = hook.clone();
-    if let (Hook::HttpGet { host, .. } | Hook::TcpSocket { host, .. }, Some(ip)) = (&mut hook, pod_ip)
-        && host.is_empty()
-    {
-        *host = ip.to_string();
-    }
-    hook
 }
 
 #[cfg(test)]

@@ -69,8 +69,7 @@ async fn commands_and_sleeps_are_bounded() {
 async fn a_socket_hook_connects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let hook = Hook::TcpSocket { host: String::new(), port };
-    let hook = with_host(&hook, Some("127.0.0.1".parse().unwrap()));
+    let hook = Hook::TcpSocket { host: "127.0.0.1".into(), port };
     assert_eq!(run(hook.clone(), Duration::from_secs(5)).await, Ok(()));
     drop(listener);
     let error = run(hook, Duration::from_secs(5)).await.expect_err("closed");

@@ -62,7 +62,8 @@ async fn statuses_are_judged() {
 async fn the_request_is_what_servers_expect_of_a_probe() {
     let (address, heads) = server(|_| "HTTP/1.1 200 OK\r\n\r\n".to_owned()).await;
     type Words<'a> = &'a [&'a str];
-    let cases: [(&str, &[(&str, &str)], Words<'_>, Words<'_>); 4] = [
+    type Headers<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(&str, Headers<'_>, Words<'_>, Words<'_>); 4] = [
         (
             "healthz?full=1#x",
             &[],

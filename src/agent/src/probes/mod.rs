@@ -1,6 +1,6 @@
 //! Probes of all containers of this node: one task keeps the schedule, a bounded number of tries run
 //! beside it, and verdicts go to the pods' workers at once. When a verdict changes is decided in
-//! `thresholds`, which try is due in `schedule`; how a try is made in one file per protocol.
+//! `longshore_core::probe`, which try is due in `schedule`; how a try is made in one file per protocol.
 
 pub mod attempt;
 pub mod exec;
@@ -10,7 +10,6 @@ mod schedule;
 mod tcp;
 #[cfg(test)]
 mod tests;
-mod thresholds;
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -66,7 +65,7 @@ impl fmt::Debug for Prober {
 impl Prober {
     /// An engine that makes no try before [`Prober::run`].
     pub fn new(settings: ProbeSettings, attempt: Arc<dyn Attempt>, clock: Clock) -> Self {
-        let schedule = Mutex::new(Schedule::new(settings, Instant::now()));
+        let schedule = Mutex::new(Schedule::new(settings, Instant::now(), clock.now()));
         Self { inner: Arc::new(Inner { schedule, wake: Notify::new(), attempt, clock }) }
     }
 

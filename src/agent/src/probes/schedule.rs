@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_core::ids::{ContainerId, ContainerName, PodKey, PodUid};
-use longshore_core::pod::local::ProbeResult;
 use longshore_core::pod::snapshot::{ProbeAction, ProbeKind, ProbeTarget};
 use longshore_core::pod::step::Hook;
+use longshore_core::probe::machine::{ProbeMachine, RawResult};
 use tokio::time::Instant;
 
 use super::Verdict;
 use super::attempt::Outcome;
-use super::thresholds::Thresholds;
 use crate::config::ProbeSettings;
 
 /// A probe as long as it is wanted; never used again.
@@ -61,7 +60,8 @@ pub struct ProbeTotals {
 struct Probe {
     stats: ProbeStats,
     target: ProbeTarget,
-    thresholds: Thresholds,
+    /// Decides what the answers mean.
+    machine: ProbeMachine,
     /// Where in its period the probe runs once it is healthy; spreads probes that began together.
     phase: Duration,
     due: Instant,
@@ -78,6 +78,8 @@ struct Lane {
 pub(super) struct Schedule {
     /// Phases count from here.
     origin: Instant,
+    /// Containers from before are adopted: their verdicts outlive the daemon.
+    started: Timestamp,
     next_id: ProbeId,
     probes: HashMap<ProbeId, Probe>,
     by_pod: HashMap<PodUid, Vec<ProbeId>>,
@@ -88,10 +90,11 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(settings: ProbeSettings, origin: Instant) -> Self {
+    pub fn new(settings: ProbeSettings, origin: Instant, started: Timestamp) -> Self {
         let lane = |limit: usize| Lane { limit: limit.max(1), ..Lane::default() };
         Self {
             origin,
+            started,
             next_id: 0,
             probes: HashMap::new(),
             by_pod: HashMap::new(),
@@ -164,6 +167,8 @@ impl Schedule {
             _ if running > target.initial_delay + period => next_in_phase(self.origin, phase, period, now),
             _ => now,
         };
+        // The worker keeps the verdict from before a restart, so silence until a threshold is right.
+        let machine = ProbeMachine::new(&target, None, target.container_started_at < self.started);
         let stats = ProbeStats {
             pod: uid.clone(),
             key: key.clone(),
@@ -174,7 +179,7 @@ impl Schedule {
             last_took: Duration::ZERO,
             last_message: String::new(),
         };
-        let probe = Probe { stats, target, thresholds: Thresholds::default(), phase, due };
+        let probe = Probe { stats, target, machine, phase, due };
         self.probes.insert(id, probe);
         self.heap.push(Reverse((due, id)));
         id
@@ -233,18 +238,17 @@ impl Schedule {
         probe.stats.failures += u64::from(answer == Some(false));
         probe.stats.last_took = now.saturating_duration_since(due.started);
         probe.stats.last_message.clone_from(&message);
-        let (success, failure) = (probe.target.success_threshold, probe.target.failure_threshold);
-        let verdict = answer.and_then(|healthy| probe.thresholds.step(healthy, success, failure));
-        if !probe.thresholds.is_final(probe.target.kind) {
+        let verdict = answer.and_then(|success| probe.machine.fold(RawResult { success, message }, wall));
+        if !is_final(probe) {
             probe.due = next_try(probe, answer == Some(true), self.origin, now);
             self.heap.push(Reverse((probe.due, due.id)));
         }
-        verdict.map(|healthy| Verdict {
+        verdict.map(|result| Verdict {
             pod: probe.stats.pod.clone(),
             key: probe.stats.key.clone(),
             container: probe.target.id.clone(),
             kind: probe.target.kind,
-            result: ProbeResult { healthy, since: wall, message },
+            result,
         })
     }
 
@@ -261,6 +265,17 @@ impl Schedule {
             waiting: self.network.waiting.len() + self.exec.waiting.len(),
             ..self.totals
         }
+    }
+}
+
+/// Nothing this instance answers can matter any more: it is about to be killed for its liveness or
+/// startup failure, or its startup succeeded.
+fn is_final(probe: &Probe) -> bool {
+    let verdict = probe.machine.verdict().map(|verdict| verdict.healthy);
+    match probe.target.kind {
+        ProbeKind::Startup => verdict.is_some(),
+        ProbeKind::Liveness => verdict == Some(false),
+        ProbeKind::Readiness => false,
     }
 }
 

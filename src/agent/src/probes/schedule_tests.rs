@@ -36,7 +36,7 @@ impl World {
     fn new(network: usize, exec: usize) -> Self {
         let origin = Instant::now();
         let settings = ProbeSettings { max_network_tries: network, max_exec_tries: exec };
-        Self { schedule: Schedule::new(settings, origin), origin, second: 0.0 }
+        Self { schedule: Schedule::new(settings, origin, wall(500)), origin, second: 0.0 }
     }
 
     fn now(&self) -> Instant {

@@ -64,6 +64,8 @@ struct Written {
 struct FileState {
     objects: BTreeMap<ObjectId, Written>,
     problems: Vec<Problem>,
+    /// Not all of the file is understood: it may want more than `objects`.
+    unclear: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,6 +145,13 @@ impl Folder {
             since: *since,
         };
         self.problems.iter().map(show).collect()
+    }
+
+    /// The files, as paths of their own, that are there and not understood. What runs from one of them
+    /// must not be taken for removed, also right after a start of the daemon.
+    pub fn unclear(&self) -> BTreeSet<PathBuf> {
+        let unclear = self.files.iter().filter(|(_, file)| file.unclear);
+        unclear.map(|(path, _)| self.root.join(path)).collect()
     }
 
     /// Files and objects, for the node's overview.
@@ -242,6 +251,7 @@ impl FileState {
             0 => "",
             _ => "; its objects stay as they were",
         };
+        self.unclear = true;
         self.problems = vec![Problem { place, object: None, message: format!("{message}{kept}") }];
     }
 
@@ -254,6 +264,7 @@ impl FileState {
             // An editor truncates before it writes; and an emptied file is more often an accident.
             if self.objects.is_empty() {
                 self.problems.clear();
+                self.unclear = false;
             } else {
                 self.keep(shown, 0, "is empty; remove the file to end its objects".to_owned());
             }
@@ -279,6 +290,7 @@ impl FileState {
                 }
             }
         }
+        self.unclear = faulty;
         if faulty {
             // What a mistake hides must not look removed.
             for (id, old) in before {

@@ -152,6 +152,12 @@ fn a_mistake_loses_nothing() {
         assert_eq!(run(&mut folder, &looks), ["+pod b:1 @/m/g.yaml#1"], "{name}: other files go on");
         let messages = messages(&folder);
         assert!(messages.iter().any(|message| message.contains(expected)), "{name}: {messages:?}");
+        assert_eq!(folder.unclear(), [PathBuf::from("/m/f.yaml")].into(), "{name}");
+        // The same file right after a start: nothing of it is known, and it still may want what runs.
+        let mut fresh = super::Folder::new(Path::new("/m"));
+        run(&mut fresh, &[scan(&[("f.yaml", text)])]);
+        let said_something = !matches!(*name, "empty" | "only comments");
+        assert_eq!(fresh.unclear().contains(Path::new("/m/f.yaml")), said_something, "{name}");
         // Mended: nothing had happened.
         assert_eq!(
             words(folder.apply(scan(&[("f.yaml", &good), ("g.yaml", "=")]), at(9))),
