@@ -114,6 +114,12 @@ impl<'a> Facts<'a> {
         self.snapshot.local.in_flight.keys().any(|key| kinds.contains(&key.kind))
     }
 
+    /// Something runs, or a call that makes something run has not answered: the sandbox is in use.
+    pub fn sandbox_in_use(&self) -> bool {
+        self.snapshot.observed.containers.iter().any(ObservedContainer::may_run)
+            || self.any_in_flight(&[StepKind::CreateContainer, StepKind::StartContainer])
+    }
+
     /// Started long enough before the agent that its hooks and startup probe are history.
     pub fn is_adopted(&self, instance: &ObservedContainer) -> bool {
         let ContainerState::Running { started_at } = instance.state else { return false };

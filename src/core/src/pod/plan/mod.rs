@@ -13,6 +13,8 @@ mod terminate;
 mod volumes;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use crate::pod::facts::Facts;

@@ -17,7 +17,7 @@ pub(super) fn sandbox<'a>(draft: &mut Draft<'_, 'a>, ready: bool) -> Option<&'a 
         return Some(usable);
     }
     let observed = facts.snapshot.observed;
-    if observed.containers.iter().any(|container| container.may_run()) {
+    if facts.sandbox_in_use() {
         stop_for_new_sandbox(draft);
         return None;
     }

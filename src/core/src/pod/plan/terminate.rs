@@ -25,7 +25,7 @@ pub(super) fn terminate(draft: &mut Draft<'_, '_>, cause: &EndCause, deadline: T
         draft.cancel(&[StepKind::StopContainer], |_| false);
     }
     let observed = draft.facts.snapshot.observed;
-    if !observed.containers.iter().any(ObservedContainer::may_run) {
+    if !draft.facts.sandbox_in_use() {
         for sandbox in observed.sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready) {
             draft.want(Step::StopSandbox { id: sandbox.id.clone() });
         }
