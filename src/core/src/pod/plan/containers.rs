@@ -4,6 +4,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::ids::ContainerName;
 use crate::pod::containers::{PodContainer, Role, is_host_network};
 use crate::pod::hooks::Target;
@@ -92,7 +94,30 @@ fn running(
     if !facts.is_post_start_done(&container.spec, instance) {
         return post_start(draft, container, instance);
     }
+    tell_unready(draft, container, instance);
     if facts.is_startup_done(&container.spec, instance) { Progress::Started } else { Progress::Running }
+}
+
+/// A container that runs and does not serve says which probe it waits for.
+fn tell_unready(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>, instance: &ObservedContainer) {
+    let facts = draft.facts;
+    let given = &container.spec;
+    if facts.is_ready(given, instance) || container.role == Role::Ephemeral {
+        return;
+    }
+    let results = facts.probe_results(instance);
+    let (kind, result) = if facts.is_startup_done(given, instance) {
+        ("readiness", results.readiness)
+    } else {
+        ("startup", results.startup)
+    };
+    let said = match result {
+        Some(result) if !result.message.is_empty() => format!(" fails: {}", result.message),
+        Some(_) => " fails".to_owned(),
+        None => " has not succeeded yet".to_owned(),
+    };
+    let name = &container.name;
+    draft.wait("ContainersNotReady", Some(name), format!("the {kind} probe of container {name}{said}"), None);
 }
 
 /// Behaviours 18, 19, 20: another image, a probe that gave up, a hook that failed.
@@ -185,11 +210,10 @@ fn exited(
     if !again_here && !outdated && !should_restart(facts.pod(), container, exit_code) {
         return Progress::Over;
     }
-    if let Some(until) = backing_off(draft, container, instance) {
-        let seconds = until.duration_since(draft.now()).as_secs();
+    if let Some((delay, until)) = backing_off(draft, container, instance) {
+        // Nothing in the text counts down: an unchanged state has an unchanged status.
         let code = exit_text(instance, exit_code);
-        let message =
-            format!("{code}; it runs again in {seconds} s: see `longshore logs --previous` for what it said");
+        let message = format!("{code}; back-off of {delay} s before it runs again");
         draft.wait("CrashLoopBackOff", Some(&container.name), message, Some(until));
         return Progress::Resting;
     }
@@ -208,13 +232,13 @@ fn backing_off(
     draft: &Draft<'_, '_>,
     container: &PodContainer<'_>,
     instance: &ObservedContainer,
-) -> Option<jiff::Timestamp> {
+) -> Option<(u32, Timestamp)> {
     let snapshot = draft.facts.snapshot;
     let before = snapshot.local.backoff.get(&container.name);
     let state =
         backoff_after(before, backoff_key(&container.spec), instance, snapshot.node.max_restart_backoff)?;
     let until = after_seconds(finished_at(instance)?, i64::from(state.delay_seconds));
-    (until > draft.now()).then_some(until)
+    (until > draft.now()).then_some((state.delay_seconds, until))
 }
 
 /// A new instance: once services, volumes and image are there.

@@ -198,6 +198,8 @@ fn crashes_back_off_and_say_so() {
     );
     let made = plan(&fixture.snapshot());
     assert_eq!((reasons(&made), made.wake_at), (vec!["CrashLoopBackOff"], Some(at(12))));
+    let message = "container web ended with exit code 3 (Error); back-off of 10 s before it runs again";
+    assert_eq!(made.waiting[0].message, message);
     assert_eq!(names(&made), [] as [&str; 0]);
     fixture.edit(|pod| pod.spec.as_mut().unwrap().containers[0].image = Some("w:2".into()));
     assert_eq!(names(&plan(&fixture.snapshot())), ["pull image for web"], "another image starts over");
@@ -232,6 +234,8 @@ fn what_must_be_replaced_is_stopped_with_its_grace() {
         all.readiness = Some(result)
     });
     assert_eq!(stop(&ready), None, "readiness never kills");
+    let told = plan(&ready.snapshot()).waiting;
+    assert_eq!(told[0].message, "the readiness probe of container web fails: refused");
     let mut changed = up(web(), vec![running("c", "web", 0, at(1))]);
     changed.observed.containers[0].annotations.insert(crate::pod::render::CONTAINER_HASH.into(), "1".into());
     assert_eq!(stop(&changed), Some((30, "its definition changed".to_owned())));
