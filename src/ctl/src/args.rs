@@ -117,7 +117,8 @@ pub enum CtlCommand {
     #[command(after_help = "Examples:
   longshore exec web -- cat /etc/hosts
   longshore exec -it web -- sh
-  tar c . | longshore exec -i web -c main -- tar x -C /data
+  longshore exec shop/web -c main -- sh -c 'exit 3'
+  tar c . | longshore exec -i web -- tar x -C /data
 
 The exit code is the command's own.")]
     Exec {
@@ -137,7 +138,7 @@ The exit code is the command's own.")]
         /// NAME, NAMESPACE/NAME or pod/NAME
         pod: String,
         /// The command and its arguments
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        #[arg(required = true, last = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
     /// Say in one sentence why a pod or the node is as it is, and what to do

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn commands_are_read_as_people_write_them() {
-        let cases: [(&[&str], bool); 14] = [
+        let cases: [(&[&str], bool); 15] = [
             (&["ps"], true),
             (&["ps", "-o", "wide", "-n", "shop"], true),
             (&["get", "pod", "web", "-o", "yaml"], true),
@@ -92,7 +92,8 @@ mod tests {
             (&["logs", "-f", "web", "--tail", "5", "-c", "main"], true),
             (&["logs", "web", "-f", "--previous"], false),
             (&["exec", "-it", "web", "--", "sh", "-c", "echo -n x"], true),
-            (&["exec", "-i", "web", "tar", "-x", "-C", "/data"], true),
+            (&["exec", "web", "-i", "-c", "main", "--", "tar", "-x", "-C", "/data"], true),
+            (&["exec", "web", "sh"], false),
             (&["exec", "web"], false),
             (&["why", "node"], true),
             (&["timeline", "pod/web", "-o", "wide"], true),

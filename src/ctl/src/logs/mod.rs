@@ -252,7 +252,8 @@ impl Output {
             line.extend_from_slice(format!("{} ", record.at).as_bytes());
         }
         line.extend_from_slice(&record.text);
-        if record.whole {
+        // Lines of several containers must not run into each other.
+        if record.whole || self.prefix {
             line.push(b'\n');
         }
         line
@@ -333,5 +334,6 @@ mod tests {
         }
         let piece = Record { whole: false, ..record };
         assert_eq!(Output { prefix: false, timestamps: false }.line("", &piece), b"hi");
+        assert_eq!(Output { prefix: true, timestamps: false }.line("[a] ", &piece), b"[a] hi\n");
     }
 }
