@@ -8,7 +8,7 @@ use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::wire::{PodView, TimelineEntry, TimelineOutcome};
 
 use crate::age::{age, millis};
-use crate::error::{CliError, one_line};
+use crate::error::{CliError, one_line, short_ids};
 use crate::output::{Screen, print, structured};
 use crate::pods::Node;
 use crate::ps::source;
@@ -263,7 +263,7 @@ fn conditions(text: &mut String, view: &PodView, now: Timestamp) {
         let why = [condition.reason.as_deref(), condition.message.as_deref()].into_iter().flatten();
         let why = why.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
         let why = if why.is_empty() { why } else { format!(" ({why})") };
-        let _ = writeln!(text, "  {:<26}{}{since}{}", condition.type_, condition.status, one_line_keep(&why));
+        let _ = writeln!(text, "  {:<27}{}{since}{}", condition.type_, condition.status, one_line_keep(&why));
     }
 }
 
@@ -318,7 +318,7 @@ fn recent(text: &mut String, timeline: &[TimelineEntry]) {
             "  {}  {:<10}{}{}",
             entry.at.strftime("%H:%M:%S%.3f"),
             outcome,
-            one_line(&entry.what),
+            short_ids(&one_line(&entry.what)),
             one_line_keep(&entry.detail)
         );
     }
@@ -420,7 +420,7 @@ Volumes:
   page:           configMap page
 
 Conditions:
-  Ready                     False for 60s (ContainersNotReady)
+  Ready                      False for 60s (ContainersNotReady)
 
 Waiting on:
   CrashLoopBackOff: container main ended with 3, again in 20s

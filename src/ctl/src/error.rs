@@ -85,6 +85,13 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// Cuts the runtime's 64-digit ids in a text to the 13 digits its own tools show.
+pub fn short_ids(text: &str) -> String {
+    let is_id = |word: &str| word.len() >= 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = text.split(' ').map(|word| if is_id(word) { &word[..13] } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +100,16 @@ mod tests {
     fn an_error_is_one_line_and_a_hint_line() {
         let error = CliError::new("no pod\n\u{1b}[31mweb").hint("look at\nlongshore ps");
         assert_eq!(error.to_string(), "error: no pod ?[31mweb\nhint: look at longshore ps");
+    }
+
+    #[test]
+    fn ids_are_cut_and_other_words_are_not() {
+        let id = "0bb7c145be89b54999c46cc8032e4f59b2c3b20327a21198eafa27d5287b2896";
+        assert_eq!(short_ids(&format!("remove container {id} now")), "remove container 0bb7c145be89b now");
+        assert_eq!(
+            short_ids("create container internationalisation-of-everything-x"),
+            "create container internationalisation-of-everything-x"
+        );
     }
 
     #[test]

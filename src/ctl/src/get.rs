@@ -114,7 +114,45 @@ async fn objects(node: &Node, screen: &Screen, request: &Request, kind: ObjectKi
 }
 
 async fn fetch(node: &Node, kind: ObjectKind, key: &ObjectKey) -> Result<Value, CliError> {
-    Ok(node.daemon.get(&format!("/v1/objects/{}/{}/{}", kind.plural(), key.namespace, key.name)).await?)
+    let object =
+        node.daemon.get(&format!("/v1/objects/{}/{}/{}", kind.plural(), key.namespace, key.name)).await?;
+    Ok(complete(object, kind))
+}
+
+/// The daemon keeps only the fields it uses: puts the kind in and leaves out what is not set.
+fn complete(mut object: Value, kind: ObjectKind) -> Value {
+    drop_unset(&mut object);
+    let (version, name) = match kind {
+        ObjectKind::Service => ("v1", "Service"),
+        ObjectKind::ConfigMap => ("v1", "ConfigMap"),
+        ObjectKind::Secret => ("v1", "Secret"),
+        ObjectKind::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
+    };
+    if let Value::Object(fields) = &mut object {
+        fields.entry("apiVersion").or_insert_with(|| version.into());
+        fields.entry("kind").or_insert_with(|| name.into());
+    }
+    object
+}
+
+fn drop_unset(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.values_mut().for_each(drop_unset);
+            fields.retain(|_, value| !is_unset(value));
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_unset),
+        _ => {}
+    }
+}
+
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 fn choose(
@@ -171,7 +209,8 @@ pub fn node_text(view: &NodeView) -> String {
         Err(error) => line("Network:", &format!("not ready: {error}")),
     }
     let reason = if view.service_mode_reason.is_empty() { "" } else { ": " };
-    line("Services:", &format!("{}{reason}{}", view.service_mode, view.service_mode_reason));
+    let mode = if view.service_mode.is_empty() { "not served" } else { view.service_mode.as_str() };
+    line("Services:", &format!("{mode}{reason}{}", view.service_mode_reason));
     for source in &view.sources {
         line("Source:", source);
     }
@@ -205,6 +244,16 @@ mod tests {
                 (got, _) => panic!("{name}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn slim_objects_are_shown_as_objects() {
+        let slim = serde_json::json!({"metadata": {"name": "web", "labels": {}},
+            "spec": {"clusterIP": "10.0.0.1", "externalIPs": [], "ports": [{"port": 80, "appProtocol": null}]},
+            "status": {"loadBalancer": {"ingress": []}}});
+        let whole = serde_json::json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+            "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}});
+        assert_eq!(complete(slim, ObjectKind::Service), whole);
     }
 
     #[test]

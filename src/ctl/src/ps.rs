@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use longshore_core::pod::desired::PodSource;
 use longshore_core::pod::observed::{ContainerState, ObservedContainer, SandboxState};
+use longshore_core::wire::NodeView;
 use serde::Serialize;
 
 use crate::age::age;
@@ -67,7 +68,12 @@ pub async fn run(
         }
         return print(&container_table(&lines, screen, now));
     }
-    let lines: Vec<PodLine> = pods.iter().map(pod_line).collect();
+    let mut lines: Vec<PodLine> = pods.iter().map(pod_line).collect();
+    if screen.format != Format::Table {
+        // A manifest names no node: its pods are on this one.
+        let host = node.daemon.get::<NodeView>("/v1/node").await.ok().map(|view| view.name);
+        lines.iter_mut().for_each(|line| line.node = line.node.take().or_else(|| host.clone()));
+    }
     if structured(screen, &lines)? {
         return Ok(());
     }

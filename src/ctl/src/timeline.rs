@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use longshore_core::wire::{PodView, TimelineEntry, TimelineOutcome};
 
 use crate::age::millis;
-use crate::error::CliError;
+use crate::error::{CliError, short_ids};
 use crate::output::{Format, Paint, Rows, Screen, mood, print, structured};
 use crate::pods::Node;
 use crate::target::PodName;
@@ -47,13 +47,13 @@ pub fn render(entries: &[TimelineEntry], screen: &Screen, now: Timestamp) -> Str
         let mut row = vec![
             format!("+{}", millis(offset)),
             took.map_or_else(String::new, millis),
-            entry.what.clone(),
+            short_ids(&entry.what),
             outcome(entry.outcome).to_string(),
         ];
         if bars {
             row.push(bar(offset, took, span));
         }
-        row.push(entry.detail.clone());
+        row.push(short_ids(&entry.detail));
         rows.push(row);
     }
     rows.render(screen, |index, word| match word {

@@ -36,15 +36,30 @@ fn user(facts: &Facts) -> Finding {
 
 fn capabilities(facts: &Facts) -> Finding {
     match &facts.missing_capabilities {
-        Ok(missing) if missing.is_empty() => Finding::ok("capabilities", "all the agent needs"),
-        Ok(missing) => Finding::bad(
+        Ok((needed, wished)) if needed.is_empty() && wished.is_empty() => {
+            Finding::ok("capabilities", "all the agent needs")
+        }
+        Ok((needed, wished)) if needed.is_empty() => Finding::bad(
+            Level::Warn,
+            "capabilities",
+            format!("missing {}", wished.join(", ")),
+            "the agent cannot raise its own limits nor protect itself from the OOM killer",
+            "add it to CapabilityBoundingSet and AmbientCapabilities of the unit, or run on the host itself",
+        ),
+        Ok((needed, _)) => Finding::bad(
             if facts.root { Level::Fail } else { Level::Warn },
             "capabilities",
-            format!("missing {}", missing.join(", ")),
+            format!("missing {}", needed.join(", ")),
             "mounts, cgroups and Service rules cannot be made with what is left",
             "run on the host itself, or with --privileged; remove CapabilityBoundingSet from the unit",
         ),
-        Err(error) => Finding::bad(Level::Warn, "capabilities", error.as_str(), "they could not be read", ""),
+        Err(error) => Finding::bad(
+            Level::Warn,
+            "capabilities",
+            error.as_str(),
+            "what the agent may do is not known",
+            "mount /proc",
+        ),
     }
 }
 
@@ -403,7 +418,7 @@ mod tests {
         Facts {
             root: true,
             kernel: "6.12".into(),
-            missing_capabilities: Ok(vec![]),
+            missing_capabilities: Ok((vec![], vec![])),
             controllers: Some(set(&["cpu", "cpuset", "hugetlb", "io", "memory", "pids"])),
             modules: set(&["ip_vs", "ip_vs_rr", "nf_conntrack", "br_netfilter"]),
             file_systems: set(&["overlay"]),
@@ -467,7 +482,7 @@ mod tests {
             ("no root", |f| f.root = false, Level::Warn, "not root", "sudo"),
             (
                 "caps",
-                |f| f.missing_capabilities = Ok(vec!["CAP_NET_ADMIN".into()]),
+                |f| f.missing_capabilities = Ok((vec!["CAP_NET_ADMIN".into()], vec![])),
                 Level::Fail,
                 "CAP_NET_ADMIN",
                 "CapabilityBoundingSet",

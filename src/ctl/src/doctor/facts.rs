@@ -2,6 +2,7 @@
 //! socket. Everything is optional: a fact that cannot be read is a finding, not an error.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use longshore_cri::RuntimeInfo;
@@ -62,8 +63,8 @@ pub enum AgentFact {
 pub struct Facts {
     pub root: bool,
     pub kernel: String,
-    /// Capabilities missing from the effective set.
-    pub missing_capabilities: Result<Vec<String>, String>,
+    /// Capabilities missing from the effective set: those it needs, those it wishes for.
+    pub missing_capabilities: Result<(Vec<String>, Vec<String>), String>,
     /// Controllers of the cgroup v2 root; None where cgroup v2 is not mounted.
     pub controllers: Option<BTreeSet<String>>,
     /// Modules loaded or built in.
@@ -84,13 +85,14 @@ pub struct Facts {
 const NEEDED: &[caps::Capability] = &[
     caps::Capability::CAP_SYS_ADMIN,
     caps::Capability::CAP_NET_ADMIN,
-    caps::Capability::CAP_SYS_RESOURCE,
     caps::Capability::CAP_DAC_OVERRIDE,
     caps::Capability::CAP_CHOWN,
     caps::Capability::CAP_FOWNER,
     caps::Capability::CAP_KILL,
-    caps::Capability::CAP_SYS_PTRACE,
 ];
+
+/// Capabilities without which a part of it does nothing: its own limits and OOM score.
+const WISHED: &[caps::Capability] = &[caps::Capability::CAP_SYS_RESOURCE];
 
 /// Reads all facts of this node.
 pub async fn gather(node: &Node, root_dir: &Path) -> Facts {
@@ -133,9 +135,12 @@ fn sysctl(name: &str) -> Option<String> {
     word(&format!("/proc/sys/{}", name.replace('.', "/")))
 }
 
-fn missing_capabilities() -> Result<Vec<String>, String> {
+fn missing_capabilities() -> Result<(Vec<String>, Vec<String>), String> {
     let effective = caps::read(None, caps::CapSet::Effective).map_err(|error| error.to_string())?;
-    Ok(NEEDED.iter().filter(|needed| !effective.contains(needed)).map(ToString::to_string).collect())
+    let missing = |wanted: &[caps::Capability]| -> Vec<String> {
+        wanted.iter().filter(|capability| !effective.contains(capability)).map(ToString::to_string).collect()
+    };
+    Ok((missing(NEEDED), missing(WISHED)))
 }
 
 fn modules() -> BTreeSet<String> {
@@ -165,21 +170,23 @@ fn shows(module: &str) -> bool {
 
 fn spaces(root_dir: &Path) -> Vec<Space> {
     let folders = [root_dir, Path::new("/var/log/pods"), Path::new("/var/lib/containerd")];
-    let mut spaces: Vec<Space> = Vec::new();
+    // Folders of one file system say the same.
+    let mut seen = BTreeSet::new();
+    let mut spaces = Vec::new();
     for folder in folders {
+        let Ok(metadata) = std::fs::metadata(folder) else { continue };
         let Ok(found) = nix::sys::statvfs::statvfs(folder) else { continue };
+        if !seen.insert(metadata.dev()) {
+            continue;
+        }
         let unit = found.fragment_size();
-        let space = Space {
+        spaces.push(Space {
             path: folder.to_path_buf(),
             bytes_free: found.blocks_available() * unit,
             bytes: found.blocks() * unit,
             inodes_free: found.files_available(),
             inodes: found.files(),
-        };
-        // Folders of one file system say the same.
-        if !spaces.iter().any(|known| Space { path: space.path.clone(), ..known.clone() } == space) {
-            spaces.push(space);
-        }
+        });
     }
     spaces
 }
