@@ -17,6 +17,7 @@ pub mod pods;
 pub mod probes;
 pub mod process;
 pub mod reads;
+pub mod services;
 pub mod sources;
 pub mod sourcing;
 pub mod supervisor;

@@ -10,6 +10,7 @@ use longshore_core::wire::{NodeView, ObjectKind, PodView, SourceProblem, Timelin
 use tokio::sync::watch;
 
 use crate::admin::{NodeReads, PodReads};
+use crate::dataplane::DataplaneHandle;
 use crate::pods::follow::RuntimeHealth;
 use crate::pods::{Clock, PodsView};
 
@@ -54,8 +55,8 @@ pub struct NodeViews {
     pub started_at: Timestamp,
     pub health: watch::Receiver<RuntimeHealth>,
     pub sources: Arc<dyn SourceReads>,
-    /// Mode in force and why; empty while the proxy role is off.
-    pub service_mode: watch::Receiver<(String, String)>,
+    /// `None` while the proxy role is off.
+    pub dataplane: Option<DataplaneHandle>,
 }
 
 impl std::fmt::Debug for NodeViews {
@@ -67,7 +68,9 @@ impl std::fmt::Debug for NodeViews {
 impl NodeReads for NodeViews {
     fn node(&self) -> NodeView {
         let health = self.health.borrow().clone();
-        let (service_mode, service_mode_reason) = self.service_mode.borrow().clone();
+        let dataplane = self.dataplane.as_ref().map(DataplaneHandle::view);
+        let (service_mode, service_mode_reason) =
+            dataplane.map(|view| (view.mode.clone(), view.reason.clone())).unwrap_or_default();
         NodeView {
             name: self.name.clone(),
             ips: self.ips.clone(),

@@ -14,13 +14,12 @@ use longshore_core::pod::observed::ObservedPod;
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::wire::{ObjectKind, SourceProblem};
 use serde::Serialize;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::pods::{PodRecord, Pods};
 use crate::reads::SourceReads;
+use crate::services::News;
 use crate::sources::{Change, Manifests, ObjectStore};
-
-/// Takes Services and EndpointSlices further; the dataplane.
-pub type ServiceSink = Arc<dyn Fn(Change) + Send + Sync>;
 
 /// Every object heard so far, and where changes go.
 pub struct Sourcing {
@@ -28,7 +27,7 @@ pub struct Sourcing {
     objects: ObjectStore,
     services: Mutex<BTreeMap<ObjectKey, Service>>,
     slices: Mutex<BTreeMap<ObjectKey, EndpointSlice>>,
-    to_dataplane: Option<ServiceSink>,
+    to_services: Option<UnboundedSender<News>>,
     manifests: OnceLock<Manifests>,
 }
 
@@ -39,13 +38,13 @@ impl fmt::Debug for Sourcing {
 }
 
 impl Sourcing {
-    pub fn new(pods: Pods, objects: ObjectStore, to_dataplane: Option<ServiceSink>) -> Self {
+    pub fn new(pods: Pods, objects: ObjectStore, to_services: Option<UnboundedSender<News>>) -> Self {
         Self {
             pods,
             objects,
             services: Mutex::default(),
             slices: Mutex::default(),
-            to_dataplane,
+            to_services,
             manifests: OnceLock::new(),
         }
     }
@@ -65,8 +64,18 @@ impl Sourcing {
             Change::Service(key, service) => put(&self.services, key, service.as_deref()),
             Change::EndpointSlice(key, slice) => put(&self.slices, key, slice.as_deref()),
         }
-        if let Some(sink) = &self.to_dataplane {
-            sink(change);
+        self.tell_services(News::Source(change));
+    }
+
+    /// Every source was heard once.
+    pub fn synced(&self) {
+        self.tell_services(News::SourcesSynced { pods: self.pods.workers() });
+    }
+
+    fn tell_services(&self, news: News) {
+        if let Some(services) = &self.to_services {
+            // The task only ends with the daemon.
+            let _ = services.send(news);
         }
     }
 

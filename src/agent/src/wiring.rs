@@ -11,14 +11,17 @@ use longshore_core::ids::ContainerId;
 use longshore_core::pod::step::Hook;
 use longshore_core::pod::{plan, snapshot, status};
 use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
+use longshore_kernel::modules::RealModules;
 use longshore_kernel::route::RealRoutes;
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy};
+use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
+use crate::cgroups;
 use crate::config::Settings;
+use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane};
 use crate::hooks::HookRunner;
 use crate::images::ImagePuller;
 use crate::journal::Journal;
@@ -27,11 +30,13 @@ use crate::metrics::PodMetrics;
 use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, RuntimeHealth};
+use crate::pods::messages::ExitMessages;
 use crate::pods::{Clock, Deps, Planner, Pods, PodsView, Records, StartGate};
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;
 use crate::reads::{NodeViews, PodViews};
+use crate::services::StandaloneServices;
 use crate::sources::{ManifestOptions, Manifests, ObjectStore};
 use crate::sourcing::Sourcing;
 use crate::supervisor;
@@ -68,6 +73,7 @@ pub struct NodeHalf {
     pub sourcing: Arc<Sourcing>,
     pub records: Records,
     pub health: watch::Receiver<RuntimeHealth>,
+    dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
 }
 
@@ -96,17 +102,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let world = World {
         clock: Clock::System,
         mounts: Arc::new(RealMounts),
-        cgroups: crate::cgroups::for_settings(&settings.cgroups),
+        cgroups: cgroups::for_settings(&settings.cgroups)?,
         hooks: Arc::new(HookRunner::new(exec.clone())),
         attempt: Arc::new(RealAttempt::new(exec)),
         runtime,
         facts,
     };
-    let half = NodeHalf::new(&settings, world, &state)?;
+    let dataplane =
+        settings.roles.proxy.then(|| start_dataplane(&settings, &world.facts, &stop)).transpose()?;
+    let half = NodeHalf::new(&settings, world, dataplane, &state)?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
     let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
-    half.node.set_services_synced();
     tokio::select! {
         () = stop.cancelled() => {}
         result = half.start(&settings) => {
@@ -119,6 +126,25 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     half.records.flush().await;
     serving.await.context("the admin socket's task")?;
     Ok(())
+}
+
+/// The task that owns the node's Services in the kernel.
+fn start_dataplane(
+    settings: &Settings,
+    facts: &Facts,
+    stop: &CancellationToken,
+) -> anyhow::Result<DataplaneHandle> {
+    let context = node::context(settings, facts, None, Clock::System.now());
+    let made =
+        DataplaneConfig::from_settings(&settings.dataplane, &context.name, context.ips, facts.kernel_version);
+    let (config, warnings) = made?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let kernel = OpenKernel::new(|| Kernel::open(None)).loading(Arc::new(RealModules::default()));
+    let (handle, task) = dataplane(config, kernel, Clock::System, stop.clone());
+    tokio::spawn(task);
+    Ok(handle)
 }
 
 /// The root folder and the daemon's own below it.
@@ -156,7 +182,12 @@ impl Hooks for HookRunner {
 
 impl NodeHalf {
     /// Everything constructed, nothing running yet. `state` is the daemon's own folder.
-    pub fn new(settings: &Settings, world: World, state: &Path) -> anyhow::Result<Self> {
+    pub fn new(
+        settings: &Settings,
+        world: World,
+        dataplane: Option<DataplaneHandle>,
+        state: &Path,
+    ) -> anyhow::Result<Self> {
         let clock = world.clock;
         let now = clock.now();
         let node = Node::new(node::context(settings, &world.facts, None, now));
@@ -165,6 +196,7 @@ impl NodeHalf {
         let journal = Arc::new(Journal::open(&state.join("journal"))?);
         let up = watch::Sender::new(false);
         let runtime = world.runtime;
+        let messages = ExitMessages::new(settings.pods.root_dir.clone());
         let cpus = usize::try_from(world.facts.cpus).unwrap_or(STARTS_AT_LEAST);
         let executor = Executor {
             clock,
@@ -173,11 +205,12 @@ impl NodeHalf {
             observer: runtime.observer(),
             images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls),
             volumes: Volumes::new(settings.pods.root_dir.clone(), world.mounts),
-            cgroups: world.cgroups,
+            cgroups: world.cgroups.clone(),
             hooks: world.hooks,
             journal: journal.clone(),
             gate: StartGate::new(STARTS_AT_LEAST, cpus.max(STARTS_AT_LEAST), STARTS_AT_MOST),
             runtime_up: up.subscribe(),
+            messages: messages.clone(),
         };
         let prober = Prober::new(settings.probes, world.attempt, clock);
         let pods = Pods::new(Deps {
@@ -214,9 +247,23 @@ impl NodeHalf {
             check: Notify::new(),
             audit: Notify::new(),
             relisting: watch::Sender::new(false),
+            messages: messages.clone(),
         });
-        let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), None));
-        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, follower })
+        let (news, service_news) = mpsc::unbounded_channel();
+        let to_services = dataplane.is_some().then(|| news.clone());
+        let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), to_services));
+        if let Some(dataplane) = &dataplane {
+            tokio::spawn(open_the_gate(node.clone(), dataplane.clone()));
+            let services = StandaloneServices {
+                dataplane: dataplane.clone(),
+                node: node.clone(),
+                pods: pods.view(),
+                news: service_news,
+            };
+            tokio::spawn(services.run());
+        }
+        tokio::spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
+        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, dataplane, follower })
     }
 
     /// What the admin socket may read of this half.
@@ -228,10 +275,11 @@ impl NodeHalf {
             started_at: context.agent_started_at,
             health: self.health.clone(),
             sources: self.sourcing.clone(),
-            service_mode: watch::Sender::new((String::new(), String::new())).subscribe(),
+            dataplane: self.dataplane.clone(),
         };
         let pods = PodViews { pods: self.pods.view(), clock: self.follower.clock };
-        AdminReads { node: Arc::new(node), pods: Some(Arc::new(pods)), services: None }
+        let services = self.dataplane.clone().map(|dataplane| Arc::new(dataplane) as Arc<dyn ServiceReads>);
+        AdminReads { node: Arc::new(node), pods: Some(Arc::new(pods)), services }
     }
 
     /// Adopts what runs, then hears the sources; answers once every source was heard once. While the
@@ -272,6 +320,7 @@ impl NodeHalf {
             let _ = synced.wait_for(|synced| *synced).await;
         }
         self.sourcing.end_unclaimed(self.follower.clock.now());
+        self.sourcing.synced();
         supervisor::status("running");
         Ok(())
     }
@@ -288,6 +337,10 @@ impl NodeHalf {
                 Err(error) => return Err(error).context("list what runs"),
             }
         };
+        let mut running: Vec<_> = found.pods.into_values().collect();
+        for pod in &mut running {
+            self.follower.messages.add_to_pod(pod).await;
+        }
         for rejected in &found.rejected {
             tracing::error!(
                 problem = rejected.problem,
@@ -295,8 +348,8 @@ impl NodeHalf {
             );
         }
         let records = self.records.load()?;
-        tracing::info!(running = found.pods.len(), records = records.len(), "adopting");
-        self.pods.found(found.pods.into_values().collect(), records);
+        tracing::info!(running = running.len(), records = records.len(), "adopting");
+        self.pods.found(running, records);
         Ok(())
     }
 
@@ -309,6 +362,13 @@ impl NodeHalf {
                 _ = ticks.tick() => self.sourcing.end_unclaimed(self.follower.clock.now()),
             }
         }
+    }
+}
+
+/// Ordinary pods wait for the first full sync of Services.
+async fn open_the_gate(node: Node, dataplane: DataplaneHandle) {
+    if dataplane.synced().wait_for(|synced| *synced).await.is_ok() {
+        node.set_services_synced();
     }
 }
 

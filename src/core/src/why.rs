@@ -6,9 +6,9 @@ use jiff::Timestamp;
 
 use crate::pod::desired::EndCause;
 use crate::pod::lifecycle::Lifecycle;
-use crate::pod::snapshot::Waiting;
+use crate::pod::snapshot::{ProbeKind, Waiting};
 use crate::pod::step::{StepKey, StepKind};
-use crate::wire::{NodeView, PodView, WhyView};
+use crate::wire::{NodeView, PodView, ProbeView, WhyView};
 
 /// A step under way for longer than this is what a pod waits for.
 const SLOW_STEP_SECONDS: i64 = 3;
@@ -79,7 +79,10 @@ fn sentence(view: &PodView, now: Timestamp) -> (bool, String) {
         return (true, format!("it is being set up: {key}"));
     }
     match not_ready(view) {
-        Some(message) if phase == "Running" => (false, format!("it runs and is not Ready: {message}")),
+        Some(message) if phase == "Running" => {
+            let message = failing_probe(view).unwrap_or(message);
+            (false, format!("it runs and is not Ready: {message}"))
+        }
         _ => (true, format!("it is {phase} as wanted")),
     }
 }
@@ -112,6 +115,21 @@ fn not_ready(view: &PodView) -> Option<String> {
     (ready.status != "True").then(|| ready.message.clone().or(ready.reason.clone()).unwrap_or_default())
 }
 
+/// The first probe that says no, in words.
+fn failing_probe(view: &PodView) -> Option<String> {
+    view.probes.iter().find(|probe| !probe.result.healthy).map(probe_words)
+}
+
+fn probe_words(probe: &ProbeView) -> String {
+    let kind = match probe.kind {
+        ProbeKind::Startup => "startup",
+        ProbeKind::Liveness => "liveness",
+        ProbeKind::Readiness => "readiness",
+    };
+    let says = if probe.result.healthy { "succeeds" } else { "fails" };
+    format!("the {kind} probe of container {} {says}: {}", probe.container, probe.result.message)
+}
+
 fn next_steps(view: &PodView) -> Vec<String> {
     let key = &view.key;
     let of_namespace =
@@ -142,6 +160,7 @@ fn facts(view: &PodView, now: Timestamp) -> Vec<String> {
     facts.extend(view.failures.iter().map(|(key, failure)| {
         format!("failed {} times: {key}: {}", failure.attempts, failure.error.message)
     }));
+    facts.extend(view.probes.iter().map(probe_words));
     for status in view.status.container_statuses.iter().flatten() {
         if status.restart_count > 0 {
             facts.push(format!("container {} was restarted {} times", status.name, status.restart_count));
@@ -227,6 +246,7 @@ mod tests {
             waiting: Vec::new(),
             in_flight: Vec::new(),
             failures: Vec::new(),
+            probes: Vec::new(),
         }
     }
 

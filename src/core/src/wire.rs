@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{PodKey, PodUid};
+use crate::ids::{ContainerName, PodKey, PodUid};
 use crate::pod::desired::PodSource;
 use crate::pod::lifecycle::Lifecycle;
-use crate::pod::local::StepFailure;
+use crate::pod::local::{ProbeResult, StepFailure};
 use crate::pod::observed::ObservedPod;
-use crate::pod::snapshot::Waiting;
+use crate::pod::snapshot::{ProbeKind, Waiting};
 use crate::pod::step::StepKey;
 
 /// One pod as the daemon sees it: the whole truth for ps, get, describe, why and timeline.
@@ -29,6 +29,17 @@ pub struct PodView {
     /// Steps under way and since when.
     pub in_flight: Vec<(StepKey, Timestamp)>,
     pub failures: Vec<(StepKey, StepFailure)>,
+    /// The newest verdict of each probe that has one.
+    #[serde(default)]
+    pub probes: Vec<ProbeView>,
+}
+
+/// One probe's verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeView {
+    pub container: ContainerName,
+    pub kind: ProbeKind,
+    pub result: ProbeResult,
 }
 
 /// One finished or running step, or a state change, of a pod's timeline.

@@ -382,6 +382,7 @@ mod tests {
             }],
             in_flight: vec![],
             failures: vec![],
+            probes: vec![],
         };
         let timeline = [TimelineEntry {
             at: "2026-01-01T00:00:00.25Z".parse().unwrap(),

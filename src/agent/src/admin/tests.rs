@@ -38,6 +38,7 @@ fn web() -> PodView {
         waiting: Vec::new(),
         in_flight: Vec::new(),
         failures: Vec::new(),
+        probes: Vec::new(),
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Facts {
     pub dns: DnsSettings,
     /// As the kernel spells them in cgroup files: `2MB`, `1GB`.
     pub hugepage_sizes: Vec<String>,
+    /// Major and minor version of the running kernel.
+    pub kernel_version: (u32, u32),
 }
 
 impl Facts {
@@ -57,6 +59,7 @@ impl Facts {
             memory_bytes: memory(&read("/proc/meminfo")?)?,
             dns,
             hugepage_sizes: hugepage_sizes(Path::new("/sys/kernel/mm/hugepages")),
+            kernel_version: kernel_version(&read("/proc/sys/kernel/osrelease")?),
         })
     }
 }
@@ -97,6 +100,12 @@ fn memory(meminfo: &str) -> Result<u64, FactsError> {
     kib.map(|kib| kib * 1024).ok_or(FactsError::Missing { path: "/proc/meminfo", what: "MemTotal" })
 }
 
+/// `6.12.48+deb13-amd64` -> 6, 12; what cannot be read counts as the oldest.
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
 fn hugepage_sizes(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut sizes: Vec<u64> = entries
@@ -128,6 +137,8 @@ mod tests {
         assert_eq!(cpus("cpu  1 2\ncpu0 1\ncpu1 1\nintr 5\n"), 2);
         assert_eq!(memory("MemTotal:       2048 kB\nMemFree: 1 kB\n").unwrap(), 2 << 20);
         assert!(memory("MemFree: 1 kB\n").is_err());
+        assert_eq!(kernel_version("6.12.48+deb13-amd64\n"), (6, 12));
+        assert_eq!(kernel_version("6.18\n"), (6, 18));
         let names: Vec<_> = [64, 2048, 1_048_576].into_iter().map(hugepage_name).collect();
         assert_eq!(names, ["64KB", "2MB", "1GB"]);
     }

@@ -1,6 +1,8 @@
 //! What is worth a line in a pod's timeline: differences between two readings or two statuses, in
 //! words. Pure; nothing here knows where the lines go.
 
+use std::mem::discriminant;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
 use longshore_core::pod::lifecycle::Lifecycle;
@@ -18,7 +20,8 @@ pub(super) fn of_containers(before: &ObservedPod, after: &ObservedPod) -> Vec<Po
     let mut events = Vec::new();
     for container in &after.containers {
         let old = before.containers.iter().find(|c| c.id == container.id);
-        if old.is_some_and(|old| old.state == container.state) {
+        // A second reading of the same state may know its times better; that is no event.
+        if old.is_some_and(|old| discriminant(&old.state) == discriminant(&container.state)) {
             continue;
         }
         match &container.state {

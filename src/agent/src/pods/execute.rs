@@ -10,7 +10,7 @@ use longshore_core::ids::{ContainerId, ContainerName, PodUid, SandboxId};
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::hosts_file;
 use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
-use longshore_core::pod::snapshot::NodeContext;
+use longshore_core::pod::snapshot::{CgroupDriver, NodeContext};
 use longshore_core::pod::spec::SandboxSpec;
 use longshore_core::pod::step::{
     CreateContainer, Hook, PodCgroup, Step, StepError, StepKind, StepOutcome, StepResult, StopContainer,
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::gate::StartGate;
+use super::messages::ExitMessages;
 use super::steps::{Execute, StepJob, StepReport};
 use crate::images::ImagePuller;
 use crate::journal::{Journal, Leftover};
@@ -39,9 +40,9 @@ const POST_START_DEADLINE: Duration = Duration::from_secs(3600);
 #[async_trait]
 pub trait PodCgroups: Send + Sync + std::fmt::Debug {
     /// Makes the cgroup with its parents and gives it these limits.
-    async fn ensure(&self, cgroup: &PodCgroup) -> Result<(), StepError>;
+    async fn ensure(&self, driver: CgroupDriver, cgroup: &PodCgroup) -> Result<(), StepError>;
     /// Kills what is left in it and removes it with what is below; fine where it is gone.
-    async fn remove(&self, path: &str) -> Result<(), StepError>;
+    async fn remove(&self, driver: CgroupDriver, path: &str) -> Result<(), StepError>;
 }
 
 /// Runs lifecycle hooks.
@@ -70,6 +71,7 @@ pub struct Executor {
     pub journal: Arc<Journal>,
     pub gate: StartGate,
     pub runtime_up: RuntimeUp,
+    pub messages: ExitMessages,
 }
 
 impl std::fmt::Debug for Executor {
@@ -121,7 +123,9 @@ impl Execute for Executor {
     }
 
     async fn read(&self, uid: &PodUid) -> Option<ObservedPod> {
-        self.observer.observe_pod(uid, self.clock.now()).await.ok().flatten()
+        let mut pod = self.observer.observe_pod(uid, self.clock.now()).await.ok().flatten()?;
+        self.messages.add_to_pod(&mut pod).await;
+        Some(pod)
     }
 
     async fn forget(&self, desired: &DesiredPod, node: &NodeContext) {
@@ -179,7 +183,9 @@ impl Executor {
                 let (uid, volume) = (uid.clone(), volume.clone());
                 self.on_disk(move |volumes| volumes.release(&uid, &volume)).await
             }
-            Step::RemoveCgroup { path } => within(LOCAL_DEADLINE, self.cgroups.remove(path)).await,
+            Step::RemoveCgroup { path } => {
+                within(LOCAL_DEADLINE, self.cgroups.remove(job.node.cgroups.driver, path)).await
+            }
             Step::RemovePodDirs => {
                 let uid = uid.clone();
                 self.on_disk(move |volumes| volumes.remove_pod_dirs(&uid)).await
@@ -199,7 +205,7 @@ impl Executor {
     async fn ensure_cgroup(&self, job: &StepJob, cgroup: &PodCgroup) -> Outcome {
         let leftover = Leftover { key: job.desired.key.clone(), cgroup: Some(cgroup.path.clone()) };
         self.note(&job.desired.uid, &leftover)?;
-        within(LOCAL_DEADLINE, self.cgroups.ensure(cgroup)).await
+        within(LOCAL_DEADLINE, self.cgroups.ensure(job.node.cgroups.driver, cgroup)).await
     }
 
     fn note(&self, uid: &PodUid, leftover: &Leftover) -> Result<(), StepError> {
@@ -326,7 +332,10 @@ impl Executor {
             return Ok(StepResult::Done);
         };
         match self.containers.container_status(&stop.id, &known.sandbox).await {
-            Ok(container) => Ok(StepResult::Container(container)),
+            Ok(mut container) => {
+                self.messages.add(&job.desired.uid, std::slice::from_mut(&mut container)).await;
+                Ok(StepResult::Container(container))
+            }
             Err(error) if error.kind == ErrorKind::NotFound => Ok(StepResult::Removed(stop.id.to_string())),
             Err(error) => Err(failed("FailedKillPod", &error)),
         }

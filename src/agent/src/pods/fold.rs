@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use longshore_core::pod::desired::Deletion;
+use longshore_core::pod::local::LocalState;
+use longshore_core::pod::observed::ObservedPod;
+use longshore_core::pod::snapshot::ProbeKind;
 use longshore_core::pod::step::StepOutcome;
-use longshore_core::wire::TimelineOutcome;
+use longshore_core::wire::{ProbeView, TimelineOutcome};
 
 /// The deletion in force when `new` arrives: once asked for it stays, the first cause stays, and
 /// the grace only shrinks, never below a second unless it was forced to zero (behaviours 1).
@@ -16,6 +19,25 @@ pub(super) fn deletion(old: Option<&Deletion>, new: Option<Deletion>) -> Option<
             Some(Deletion { grace_seconds: new.grace_seconds.min(old.grace_seconds), ..old.clone() })
         }
     }
+}
+
+/// The verdicts of the newest instance of each container.
+pub(super) fn probe_views(local: &LocalState, observed: &ObservedPod) -> Vec<ProbeView> {
+    let mut views: Vec<ProbeView> = Vec::new();
+    for container in &observed.containers {
+        let Some(results) = local.probes.get(&container.id).filter(|_| container.is_running()) else {
+            continue;
+        };
+        let all = [
+            (ProbeKind::Startup, &results.startup),
+            (ProbeKind::Liveness, &results.liveness),
+            (ProbeKind::Readiness, &results.readiness),
+        ];
+        views.extend(all.into_iter().filter_map(|(kind, result)| {
+            Some(ProbeView { container: container.name.clone(), kind, result: result.clone()? })
+        }));
+    }
+    views
 }
 
 /// A step's outcome as the timeline shows it.

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, watch};
 
 use super::clock::Clock;
 use super::inbox::Part;
+use super::messages::ExitMessages;
 use super::{Pods, PodsView};
 
 /// Between audits where events come.
@@ -54,6 +55,7 @@ pub struct Follower {
     pub audit: Notify,
     /// The runtime has no events.
     pub relisting: watch::Sender<bool>,
+    pub messages: ExitMessages,
 }
 
 impl std::fmt::Debug for Follower {
@@ -101,14 +103,18 @@ impl Follower {
             self.reread(&uid).await;
             return;
         }
-        let containers = event.containers.unwrap_or_default();
+        let mut containers = event.containers.unwrap_or_default();
+        self.messages.add(&uid, &mut containers).await;
         let part = Part { at: event.at, sandbox: event.sandbox, containers, removed };
         self.pods.event(&uid, part);
     }
 
     async fn reread(&self, uid: &PodUid) {
         match self.observer.observe_pod(uid, self.clock.now()).await {
-            Ok(Some(pod)) => self.pods.observe(pod),
+            Ok(Some(mut pod)) => {
+                self.messages.add_to_pod(&mut pod).await;
+                self.pods.observe(pod);
+            }
             Ok(None) => {}
             Err(error) => tracing::debug!(%uid, error = error.one_line(), "pod could not be read"),
         }
@@ -147,7 +153,9 @@ impl Follower {
                 continue;
             }
             let read = self.observer.observe_pod(&view.uid, self.clock.now()).await?;
-            self.pods.audited(read.unwrap_or_else(|| nothing(&view.observed, at)));
+            let mut pod = read.unwrap_or_else(|| nothing(&view.observed, at));
+            self.messages.add_to_pod(&mut pod).await;
+            self.pods.audited(pod);
         }
         for uid in listed.into_keys() {
             if let Some(pod) = self.observer.observe_pod(&uid, self.clock.now()).await? {

@@ -8,6 +8,7 @@ mod fold;
 pub mod follow;
 mod gate;
 mod inbox;
+pub mod messages;
 mod records;
 mod steps;
 mod view;

@@ -382,6 +382,7 @@ impl Worker {
             observed: self.known.pod().clone(),
             waiting: plan.waiting,
             in_flight: self.local.in_flight.iter().map(|(key, since)| (key.clone(), *since)).collect(),
+            probes: fold::probe_views(&self.local, self.known.pod()),
             failures: self
                 .local
                 .failures

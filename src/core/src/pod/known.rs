@@ -51,7 +51,7 @@ impl KnownPod {
         for known in &before.containers {
             match containers.iter_mut().find(|c| c.id == known.id) {
                 Some(read) if rank(&read.state) < rank(&known.state) => *read = known.clone(),
-                Some(_) => {}
+                Some(read) => keep_message(read, known),
                 None if known.created_at >= at => containers.push(known.clone()),
                 None => {}
             }
@@ -116,10 +116,13 @@ impl KnownPod {
         }
     }
 
-    fn put_container(&mut self, container: ObservedContainer) {
+    fn put_container(&mut self, mut container: ObservedContainer) {
         match self.pod.containers.iter_mut().find(|c| c.id == container.id) {
             Some(known) if rank(&container.state) < rank(&known.state) => {}
-            Some(known) => *known = container,
+            Some(known) => {
+                keep_message(&mut container, known);
+                *known = container;
+            }
             None => self.pod.containers.push(container),
         }
     }
@@ -138,6 +141,16 @@ fn keep_later_sandbox(read: &mut ObservedSandbox, known: &ObservedSandbox) {
     }
     if read.ips.is_empty() {
         read.ips.clone_from(&known.ips);
+    }
+}
+
+/// What a container said when it ended was read from a file that goes with the pod's folder.
+fn keep_message(read: &mut ObservedContainer, known: &ObservedContainer) {
+    if let (ContainerState::Exited { message, .. }, ContainerState::Exited { message: said, .. }) =
+        (&mut read.state, &known.state)
+        && message.is_empty()
+    {
+        message.clone_from(said);
     }
 }
 

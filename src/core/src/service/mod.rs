@@ -7,6 +7,7 @@ pub mod allocate;
 pub mod backends;
 pub mod cidr;
 pub mod eligibility;
+pub mod env;
 pub mod frontends;
 pub mod health;
 pub mod select;

@@ -1,0 +1,170 @@
+//! What a container said when it ended: the file at its `terminationMessagePath`, or the end of its
+//! log where its policy asks for that (behaviours 51). Read once, when the exit is first seen.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use longshore_core::ids::PodUid;
+use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod};
+use longshore_core::pod::render::TERMINATION_MESSAGE_POLICY;
+
+/// Bytes of a message file that are kept.
+const MAX_FILE: u64 = 4096;
+/// Bytes and lines of a log that are kept.
+const MAX_LOG: usize = 2048;
+const MAX_LOG_LINES: usize = 80;
+/// Enough of the log's end for [`MAX_LOG`] bytes of text with their time stamps.
+const LOG_TAIL: u64 = 16 * 1024;
+
+/// Reads messages below the daemon's root folder.
+#[derive(Clone, Debug)]
+pub struct ExitMessages {
+    root: PathBuf,
+}
+
+impl ExitMessages {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Adds the messages of a pod's ended containers.
+    pub async fn add_to_pod(&self, pod: &mut ObservedPod) {
+        let uid = pod.uid.clone();
+        self.add(&uid, &mut pod.containers).await;
+    }
+
+    /// Adds the messages of those that have ended and whose runtime said nothing itself.
+    pub async fn add(&self, uid: &PodUid, containers: &mut [ObservedContainer]) {
+        for container in containers {
+            if !matches!(&container.state, ContainerState::Exited { message, .. } if message.is_empty()) {
+                continue;
+            }
+            let (root, uid, copy) = (self.root.clone(), uid.clone(), container.clone());
+            let read = tokio::task::spawn_blocking(move || message_of(&root, &uid, &copy)).await;
+            if let (Ok(Some(text)), ContainerState::Exited { message, .. }) = (read, &mut container.state) {
+                *message = text;
+            }
+        }
+    }
+}
+
+fn message_of(root: &Path, uid: &PodUid, container: &ObservedContainer) -> Option<String> {
+    let ContainerState::Exited { exit_code, .. } = container.state else { return None };
+    let folder = root.join("pods").join(uid.as_str()).join("containers").join(container.name.as_str());
+    let file = folder.join(format!("{:08x}", container.attempt));
+    let said = bounded_file(&file).unwrap_or_default();
+    if !said.is_empty() {
+        return Some(said);
+    }
+    let policy = container.annotations.get(TERMINATION_MESSAGE_POLICY);
+    let from_log = policy.is_some_and(|policy| policy == "FallbackToLogsOnError") && exit_code != 0;
+    from_log
+        .then(|| log_end(Path::new(&container.log_path)).unwrap_or_default())
+        .filter(|text| !text.is_empty())
+}
+
+/// The file is the container's to write: a link or a pipe in its place is not followed or waited for.
+fn bounded_file(path: &Path) -> io::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let mut data = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut data)?;
+    Ok(String::from_utf8_lossy(&data).into_owned())
+}
+
+fn log_end(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+    let mut data = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut data)?;
+    Ok(end_of_log(&String::from_utf8_lossy(&data)))
+}
+
+/// The text of the last lines of a CRI log (`time stream tag text`), within the bounds.
+fn end_of_log(log: &str) -> String {
+    let mut lines: Vec<&str> = Vec::new();
+    let mut bytes = 0;
+    for line in log.lines().rev().take(MAX_LOG_LINES) {
+        // A line cut off at the front of what was read has no time stamp and says nothing whole.
+        let Some(text) = line.splitn(4, ' ').nth(3) else { continue };
+        bytes += text.len() + 1;
+        if bytes > MAX_LOG {
+            break;
+        }
+        lines.push(text);
+    }
+    lines.reverse();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn exited(code: i32, policy: &str, log: &Path) -> ObservedContainer {
+        ObservedContainer {
+            id: "id".into(),
+            sandbox: "s".into(),
+            name: "job".into(),
+            attempt: 2,
+            state: ContainerState::Exited {
+                started_at: None,
+                finished_at: Timestamp::UNIX_EPOCH,
+                exit_code: code,
+                reason: "Error".into(),
+                message: String::new(),
+            },
+            created_at: Timestamp::UNIX_EPOCH,
+            image: String::new(),
+            image_ref: String::new(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::from([(TERMINATION_MESSAGE_POLICY.to_owned(), policy.to_owned())]),
+            log_path: log.display().to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_file_comes_first_and_the_log_only_where_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("pods/u/containers/job");
+        std::fs::create_dir_all(&folder).unwrap();
+        let log = root.path().join("2.log");
+        std::fs::write(&log, "t stdout F one\nt stderr F two words\n").unwrap();
+        let messages = ExitMessages::new(root.path().to_path_buf());
+        let cases = [
+            ("", 1, "File", ""),
+            ("", 0, "FallbackToLogsOnError", ""),
+            ("", 1, "FallbackToLogsOnError", "one\ntwo words"),
+            ("no such database", 1, "FallbackToLogsOnError", "no such database"),
+        ];
+        for (said, code, policy, wanted) in cases {
+            std::fs::write(folder.join("00000002"), said).unwrap();
+            let mut containers = [exited(code, policy, &log)];
+            messages.add(&"u".into(), &mut containers).await;
+            let ContainerState::Exited { message, .. } = &containers[0].state else { panic!() };
+            assert_eq!(message, wanted, "{said:?} {code} {policy}");
+        }
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_log_is_kept() {
+        let log: String = (0..500).map(|n| format!("t stdout F line {n} {}\n", "x".repeat(40))).collect();
+        let end = end_of_log(&log);
+        assert!(end.len() <= MAX_LOG && end.contains("line 499") && !end.contains("line 400"), "{end}");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_file_is_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("secret"), "x").unwrap();
+        std::os::unix::fs::symlink("secret", root.path().join("link")).unwrap();
+        assert!(bounded_file(&root.path().join("link")).is_err());
+    }
+}
