@@ -300,3 +300,26 @@ fn the_command_line_says_what_is_missing() {
         .expect("old unit files start");
     assert_eq!(settings.warnings, ["flag --pod-infra-container-image has no effect"]);
 }
+
+proptest::proptest! {
+    /// No bytes of a file make the reader panic, and what it refuses it refuses with a place.
+    #[test]
+    fn any_file_is_survived(body in "[ -~\n]{0,200}") {
+        if let Err(error) = with_kubelet(&body) {
+            proptest::prop_assert!(error.contains("k.yaml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_value_of_any_field_is_survived(field in 0..kubelet::KUBELET_FIELDS.len(), value in "[ -~]{0,20}") {
+        let name = kubelet::KUBELET_FIELDS[field].name;
+        let _ = with_kubelet(&format!("{name}: {value}\n"));
+    }
+
+    #[test]
+    fn durations_survive_any_text(text in "\\PC{0,20}") {
+        if let Ok(duration) = units::GoDuration::parse(&text) {
+            proptest::prop_assert_eq!(units::GoDuration::parse(&duration.to_string()), Ok(duration));
+        }
+    }
+}

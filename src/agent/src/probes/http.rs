@@ -3,11 +3,12 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT as USER_AGENT_HEADER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -138,16 +139,13 @@ impl HttpClient {
         let headers = self.headers(request.headers)?;
         let mut target = Target::new(request)?;
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(&target, &headers).await?;
-            let status = response.status();
-            let redirect = status.is_redirection().then(|| response.headers().get(LOCATION)).flatten();
-            let next = redirect.and_then(|location| target.resolve(location.to_str().ok()?));
-            match next {
+            let exchange = self.once(&target, &headers).await?;
+            match exchange.location.and_then(|location| target.resolve(&location)) {
                 Some(next) if next.host == target.host => target = next,
                 elsewhere => {
                     let redirect_elsewhere = elsewhere.map(|next| next.authority());
-                    let body = read_bounded(response.into_body()).await?;
-                    return Ok(HttpAnswer { status: status.as_u16(), body, redirect_elsewhere });
+                    let status = exchange.status.as_u16();
+                    return Ok(HttpAnswer { status, body: exchange.body, redirect_elsewhere });
                 }
             }
         }
@@ -176,7 +174,7 @@ impl HttpClient {
         Ok(headers)
     }
 
-    async fn once(&self, target: &Target, headers: &HeaderMap) -> Result<Response<Incoming>, HttpError> {
+    async fn once(&self, target: &Target, headers: &HeaderMap) -> Result<Exchange, HttpError> {
         let stream = TcpStream::connect((target.host.as_str(), target.port))
             .await
             .map_err(|source| HttpError::Connect { host: target.host.clone(), port: target.port, source })?;
@@ -276,11 +274,7 @@ fn request(target: &Target, headers: &HeaderMap, uri: String) -> Result<Request<
     Ok(request)
 }
 
-async fn over_http1<S>(
-    stream: S,
-    target: &Target,
-    headers: &HeaderMap,
-) -> Result<Response<Incoming>, HttpError>
+async fn over_http1<S>(stream: S, target: &Target, headers: &HeaderMap) -> Result<Exchange, HttpError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -295,11 +289,7 @@ where
     driven(connection, sender.send_request(request)).await
 }
 
-async fn over_http2<S>(
-    stream: S,
-    target: &Target,
-    headers: &HeaderMap,
-) -> Result<Response<Incoming>, HttpError>
+async fn over_http2<S>(stream: S, target: &Target, headers: &HeaderMap) -> Result<Exchange, HttpError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -315,15 +305,36 @@ where
     driven(connection, sender.send_request(request)).await
 }
 
-/// The answer's head, with the connection driven beside it and until its body was read.
+/// One request and its answer, redirects not yet looked at.
+#[derive(Debug)]
+struct Exchange {
+    status: StatusCode,
+    /// Of a redirect.
+    location: Option<String>,
+    body: Bytes,
+}
+
+/// The answer, with the connection driven beside it in the same task: whoever gives up waiting closes
+/// the connection by that and leaves nothing behind.
 async fn driven(
-    connection: impl Future<Output = Result<(), hyper::Error>> + Send + 'static,
+    connection: impl Future<Output = Result<(), hyper::Error>>,
     answer: impl Future<Output = Result<Response<Incoming>, hyper::Error>>,
-) -> Result<Response<Incoming>, HttpError> {
-    // Ends by itself when the body is dropped: nothing keeps the connection alive. Should the try be
-    // cut off by its timeout, the dropped sender ends it.
-    tokio::spawn(connection);
-    Ok(answer.await?)
+) -> Result<Exchange, HttpError> {
+    let reading = async {
+        let (head, body) = answer.await?.into_parts();
+        let location = head.status.is_redirection().then(|| head.headers.get(LOCATION)).flatten();
+        let location = location.and_then(|location| location.to_str().ok()).map(str::to_owned);
+        Ok(Exchange { status: head.status, location, body: read_bounded(body).await? })
+    };
+    let (mut reading, mut connection) = (pin!(reading), pin!(connection));
+    let mut connected = true;
+    loop {
+        tokio::select! {
+            exchange = &mut reading => return exchange,
+            // The server closed; what it sent before is still to be read.
+            _ = &mut connection, if connected => connected = false,
+        }
+    }
 }
 
 /// The first 10 KiB; what a server sends beyond, or fails to send after, is of no interest.

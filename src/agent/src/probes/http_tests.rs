@@ -238,6 +238,24 @@ async fn a_plain_server_behind_https_is_told_apart() {
     assert!(error.speaks_no_tls(), "{error:?}");
 }
 
+#[tokio::test]
+async fn giving_up_closes_the_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let request = HttpRequest { scheme: "HTTP", host: "127.0.0.1", port, path: "/", headers: &[] };
+    let client = HttpClient::for_probes();
+    let (answer, accepted) = tokio::join!(
+        tokio::time::timeout(std::time::Duration::from_millis(50), client.get(&request)),
+        listener.accept(),
+    );
+    assert!(answer.is_err(), "the server is silent");
+    let (mut stream, _) = accepted.unwrap();
+    let mut request = Vec::new();
+    // Ends only when the other side has closed.
+    stream.read_to_end(&mut request).await.unwrap();
+    assert!(request.starts_with(b"GET / "));
+}
+
 #[test]
 fn locations_are_resolved() {
     let base = Target { tls: false, host: "10.0.0.1".into(), port: 8080, path: "/a/b?q=1".into() };

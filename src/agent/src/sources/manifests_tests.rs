@@ -154,3 +154,13 @@ async fn a_folder_that_is_not_there_is_waited_for() {
     fs::create_dir(&folder).unwrap();
     manifests.synced().wait_for(|synced| *synced).await.unwrap();
 }
+
+#[test]
+fn the_examples_are_in_order() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let (scan, _) = list(&root, HashMap::new(), &[]);
+    let mut folder = Folder::new(&root);
+    let changes = folder.apply(scan, Timestamp::now());
+    assert_eq!(folder.problems(), []);
+    assert!(!changes.is_empty(), "{} holds manifests", root.display());
+}
