@@ -94,6 +94,10 @@ fn sandbox_annotations(snapshot: &PodSnapshot<'_>) -> BTreeMap<String, String> {
         crate::pod::desired::PodSource::Api | crate::pod::desired::PodSource::Runtime => "api",
     };
     all.entry("kubernetes.io/config.source".to_owned()).or_insert_with(|| source.to_owned());
+    if source == "file" {
+        let hash = snapshot.desired.uid.to_string();
+        all.entry("kubernetes.io/config.hash".to_owned()).or_insert(hash);
+    }
     all.entry("kubernetes.io/config.seen".to_owned()).or_insert_with(|| snapshot.desired.seen_at.to_string());
     all
 }

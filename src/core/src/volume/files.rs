@@ -17,8 +17,6 @@ const DEFAULT_MODE: i32 = 0o644;
 /// The files of a volume that publishes files.
 #[derive(Debug)]
 pub struct Published {
-    /// Name of the volume's folder as the kubelet spells it.
-    pub plugin: &'static str,
     pub files: Vec<VolumeFile>,
     pub in_memory: bool,
 }
@@ -27,27 +25,27 @@ pub struct Published {
 pub fn published(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<Option<Published>, RefError> {
     let user = format!("volume {}", volume.name);
     let mut tree = Tree { snapshot, user: &user, files: BTreeMap::new() };
-    let (plugin, in_memory) = if let Some(source) = &volume.config_map {
+    let in_memory = if let Some(source) = &volume.config_map {
         tree.mode(source.default_mode).object("ConfigMap", &source.name, source.optional, &source.items)?;
-        ("configmap", false)
+        false
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         tree.mode(source.default_mode).object("Secret", name, source.optional, &source.items)?;
-        ("secret", true)
+        true
     } else if let Some(source) = &volume.downward_api {
         tree.mode(source.default_mode).downward(source.items.as_deref().unwrap_or_default())?;
-        ("downward-api", false)
+        false
     } else if let Some(source) = &volume.projected {
         for projection in source.sources.iter().flatten() {
             tree.mode(source.default_mode).projection(projection)?;
         }
         let secret = source.sources.iter().flatten().any(|projection| projection.secret.is_some());
-        ("projected", secret)
+        secret
     } else {
         return Ok(None);
     };
     tree.check_bounds()?;
-    Ok(Some(Published { plugin, files: tree.into_files(), in_memory }))
+    Ok(Some(Published { files: tree.into_files(), in_memory }))
 }
 
 /// Files by path; a later source replaces an earlier one, as upstream does.

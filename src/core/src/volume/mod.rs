@@ -35,36 +35,61 @@ pub fn pod_dir(snapshot: &PodSnapshot<'_>) -> PathBuf {
 
 /// What to do for one volume, or what it waits for.
 pub fn action(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<VolumeAction, RefError> {
-    let (plugin, source) = source(snapshot, volume)?;
+    let source = source(snapshot, volume)?;
+    placed(snapshot, volume, source).ok_or_else(|| unsupported(volume))
+}
+
+/// A volume of files as it stands, while what it is made of cannot be read: where it is, for mounts.
+pub fn published_action(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Option<VolumeAction> {
+    placed(snapshot, volume, VolumeSource::Files { files: Vec::new(), in_memory: false })
+}
+
+/// `None` for a kind that is not supported.
+fn placed(snapshot: &PodSnapshot<'_>, volume: &Volume, source: VolumeSource) -> Option<VolumeAction> {
     let path = match &volume.host_path {
         Some(host) => PathBuf::from(&host.path),
-        None => pod_dir(snapshot).join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name),
+        None => {
+            let plugin = format!("kubernetes.io~{}", plugin(volume)?);
+            pod_dir(snapshot).join("volumes").join(plugin).join(&volume.name)
+        }
     };
     let security = containers::spec(&snapshot.desired.pod).security_context.clone().unwrap_or_default();
     // A folder of the node is never chowned for a pod.
     let fs_group =
         security.fs_group.filter(|_| volume.host_path.is_none()).and_then(|group| u32::try_from(group).ok());
-    Ok(VolumeAction { volume: volume.name.clone(), path, source, fs_group })
+    Some(VolumeAction { volume: volume.name.clone(), path, source, fs_group })
 }
 
-fn source(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<(&'static str, VolumeSource), RefError> {
+/// Name of a kind's folder as the kubelet spells it.
+fn plugin(volume: &Volume) -> Option<&'static str> {
+    let kinds = [
+        ("empty-dir", volume.empty_dir.is_some()),
+        ("configmap", volume.config_map.is_some()),
+        ("secret", volume.secret.is_some()),
+        ("downward-api", volume.downward_api.is_some()),
+        ("projected", volume.projected.is_some()),
+    ];
+    kinds.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+}
+
+fn source(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<VolumeSource, RefError> {
     if let Some(host) = &volume.host_path {
-        return Ok(("host-path", VolumeSource::HostPath { kind: host.type_.clone().unwrap_or_default() }));
+        return Ok(VolumeSource::HostPath { kind: host.type_.clone().unwrap_or_default() });
     }
     if let Some(empty) = &volume.empty_dir {
-        return Ok(("empty-dir", empty_dir(empty)));
+        return Ok(empty_dir(empty));
     }
-    if let Some(found) = files::published(snapshot, volume)? {
-        return Ok((found.plugin, VolumeSource::Files { files: found.files, in_memory: found.in_memory }));
-    }
-    Err(RefError::Invalid {
+    let found = files::published(snapshot, volume)?.ok_or_else(|| unsupported(volume))?;
+    Ok(VolumeSource::Files { files: found.files, in_memory: found.in_memory })
+}
+
+fn unsupported(volume: &Volume) -> RefError {
+    let sources = source_name(volume);
+    let kind = sources.first().map_or("a volume without source", String::as_str);
+    RefError::Invalid {
         user: format!("volume {}", volume.name),
-        problem: format!(
-            "{} is not supported; use one of {}",
-            source_name(volume).first().map_or("a volume without source", String::as_str),
-            SUPPORTED.join(", ")
-        ),
-    })
+        problem: format!("{kind} is not supported; use one of {}", SUPPORTED.join(", ")),
+    }
 }
 
 fn empty_dir(source: &EmptyDirVolumeSource) -> VolumeSource {

@@ -26,7 +26,8 @@ const KEPT_INSTANCES: usize = 2;
 #[derive(Clone, Copy)]
 pub(super) struct Place<'p> {
     pub sandbox: &'p ObservedSandbox,
-    pub volumes: &'p [VolumeAction],
+    /// `None` while one is not set up: what runs is watched over, nothing new is made.
+    pub volumes: Option<&'p [VolumeAction]>,
     pub pod_ips: &'p [IpAddr],
 }
 
@@ -252,12 +253,13 @@ fn create(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>, place: &Place
         return Progress::Resting;
     }
     let Some(image) = snapshot.local.images.get(&container.name) else { return pull(draft, container) };
+    let Some(volumes) = place.volumes else { return Progress::UnderWay };
     let attempt = next_attempt(snapshot.observed, &container.name);
     let target = ContainerPlace {
         sandbox: &place.sandbox.id,
         sandbox_attempt: place.sandbox.attempt,
         pod_ips: place.pod_ips,
-        volumes: place.volumes,
+        volumes,
         image,
         attempt,
     };

@@ -19,9 +19,9 @@ pub(super) fn sync(draft: &mut Draft<'_, '_>) {
     let volumes = if dirs { volumes::volumes(draft) } else { None };
     containers::pull_ahead(draft);
     let sandbox = sandbox::sandbox(draft, dirs && cgroup);
-    if let (Some(sandbox), Some(volumes)) = (sandbox, &volumes) {
+    if let Some(sandbox) = sandbox {
         let pod_ips = draft.facts.pod_ips();
-        run(draft, &Place { sandbox, volumes, pod_ips: &pod_ips });
+        run(draft, &Place { sandbox, volumes: volumes.as_deref(), pod_ips: &pod_ips });
     }
     containers::remove_old(draft);
     sandbox::remove_old(draft);

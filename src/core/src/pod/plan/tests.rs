@@ -242,6 +242,20 @@ fn what_must_be_replaced_is_stopped_with_its_grace() {
 }
 
 #[test]
+fn what_runs_is_watched_over_while_a_volume_is_away() {
+    let spec = json!({"volumes": [{"name": "v", "configMap": {"name": "no"}}], "containers": [
+        {"name": "web", "image": "w:1", "livenessProbe": {"tcpSocket": {"port": 1}}}]});
+    let mut fixture = up(spec, vec![running("c", "web", 0, at(1))]);
+    let failed = ProbeResult { healthy: false, since: at(3), message: "refused".into() };
+    fixture
+        .local
+        .probes
+        .insert("c".into(), ProbeResults { liveness: Some(failed), ..ProbeResults::default() });
+    let made = plan(&fixture.snapshot());
+    assert_eq!((reasons(&made), names(&made)), (vec!["FailedMount"], vec!["stop container web".to_owned()]));
+}
+
+#[test]
 fn a_failed_post_start_ends_the_container() {
     let spec = json!({"containers": [{"name": "web", "image": "w:1", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}]});
     let mut fixture = up(spec, vec![running("c", "web", 0, at(1))]);
@@ -288,6 +302,14 @@ fn waits_are_said_with_object_and_mend() {
     );
     missing.config_map("no", &[("a", "b")]);
     assert_eq!(names(&plan(&missing.snapshot())), ["prepare volume v"]);
+    // Once published, its object may go: a container that ended runs again with what is there.
+    missing.local.volumes.insert("v".into(), 7);
+    missing.objects.config_maps.clear();
+    let made = plan(&missing.snapshot());
+    assert_eq!(
+        (reasons(&made), names(&made)),
+        (vec!["FailedMount"], vec!["create container web".to_owned()])
+    );
 
     let mut env = up(
         json!({"containers": [{"name": "web", "image": "w:1", "envFrom": [{"secretRef": {"name": "no"}}]}]}),

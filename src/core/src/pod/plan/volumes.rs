@@ -2,7 +2,7 @@
 
 use crate::pod::containers::spec;
 use crate::pod::step::{Step, VolumeAction};
-use crate::volume::{action, content_hash};
+use crate::volume::{action, content_hash, published_action};
 
 use super::draft::Draft;
 
@@ -19,10 +19,13 @@ pub(super) fn volumes(draft: &mut Draft<'_, '_>) -> Option<Vec<VolumeAction>> {
                 all_there &= published.is_some();
                 actions.push(wanted);
             }
-            // What was published stays as it is while its object is away: containers go on.
+            // What was published stays as it is while its object is away: containers go on with it.
             Err(error) => {
                 draft.wait("FailedMount", None, error.to_string(), None);
-                all_there = false;
+                match published.and_then(|_| published_action(snapshot, volume)) {
+                    Some(kept) => actions.push(kept),
+                    None => all_there = false,
+                }
             }
         }
     }

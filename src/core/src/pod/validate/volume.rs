@@ -40,7 +40,10 @@ fn source(problems: &mut Problems, path: &str, volume: &Volume) {
 
 fn details(problems: &mut Problems, path: &str, volume: &Volume) {
     if let Some(source) = &volume.empty_dir {
-        problems.one_of(&format!("{path}.emptyDir.medium"), source.medium.as_deref(), &["", "Memory"]);
+        if let Some(medium) = source.medium.as_deref().filter(|medium| !matches!(*medium, "" | "Memory")) {
+            let problem = format!("{medium:?} is not supported");
+            problems.add(&format!("{path}.emptyDir.medium"), problem, "leave it out for disk, or use Memory");
+        }
         if let Some(limit) = &source.size_limit {
             quantity(problems, &format!("{path}.emptyDir.sizeLimit"), &limit.0);
         }
