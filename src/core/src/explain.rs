@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ruleset::Protocol;
-use crate::ruleset::desired::Desired;
+use crate::ruleset::desired::{BackEnd, Desired};
 use crate::ruleset::diff;
 use crate::ruleset::ipvs::{RealServerKey, VirtualServerKey};
 use crate::ruleset::model::{ServicePortState, Target};
@@ -183,7 +183,11 @@ fn candidates(
 
 fn fate(facts: Facts<'_>, query: &Query, found: Option<&(&Arc<ServicePortState>, FrontendKind)>) -> Fate {
     let packet = Packet { origin: query.origin, src: query.src, dst: query.dst, protocol: query.protocol };
-    if let Some(Ok(fate)) = facts.rules.map(|rules| trace::ipvs(rules, &packet)) {
+    let traced = facts.rules.map(|rules| match facts.desired.back_end() {
+        BackEnd::Ipvs { .. } => trace::ipvs(rules, &packet),
+        BackEnd::Nftables => trace::nftables(rules, &packet),
+    });
+    if let Some(Ok(fate)) = traced {
         return fate;
     }
     // Without rules: what the decision alone says.
@@ -244,7 +248,7 @@ fn sentence(facts: Facts<'_>, answer: &Explanation) -> String {
             format!("{head}: dropped, {} is not in loadBalancerSourceRanges", answer.src)
         }
         Fate::Dropped => format!("{head}: dropped, the policy is Local and this node has no usable endpoint"),
-        Fate::Host => format!("{head}, but no virtual server is in the kernel: the host itself answers"),
+        Fate::Host => format!("{head}, but no rule for it is in the kernel: the host itself answers"),
         Fate::Forwarded => format!("{head}, but its address is not on this node: the packet is routed on"),
     }
 }

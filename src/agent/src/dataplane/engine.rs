@@ -12,13 +12,13 @@ use longshore_core::explain::{self, Explanation, Facts, Query};
 use longshore_core::ids::ObjectKey as ApiKey;
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::chains;
-use longshore_core::ruleset::desired::Desired;
+use longshore_core::ruleset::desired::{BackEnd, Desired};
 use longshore_core::ruleset::diff::{self, Applied, Op};
 use longshore_core::ruleset::ipvs::{RealServerKey, VirtualServerKey};
 use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::node;
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
-use longshore_core::ruleset::render_ipvs::{self, NodeNetwork, RenderConfig};
+use longshore_core::ruleset::render_ipvs::{self, NodeNetwork};
 use longshore_core::ruleset::trace::Rules;
 use longshore_core::service::Family;
 use longshore_core::service::table::{ServiceTable, TableChange};
@@ -41,19 +41,20 @@ const MAX_SKIPPED_SHOWN: usize = 100;
 enum Mode {
     /// Not tried yet.
     Unknown,
-    Ipvs(Served),
+    Serving(Served),
     /// Nothing does, and why; pods run all the same.
     None {
         reason: String,
     },
 }
 
-/// IPVS in use.
+/// A back end in use.
 #[derive(Clone, Debug)]
 struct Served {
     kernel: Kernel,
-    /// The dummy device.
-    link: Link,
+    back_end: BackEnd,
+    /// The dummy device of IPVS mode.
+    link: Option<Link>,
     reason: String,
 }
 
@@ -94,11 +95,11 @@ impl Engine {
     pub fn new(config: DataplaneConfig, open: OpenKernel) -> Self {
         let node = NodeTopology { name: config.node_name.as_str().into(), zone: None };
         let chains = [false, true].map(|ipv6| chains::ipvs_table(&config.chains, ipv6));
-        let render = RenderConfig { scheduler: config.scheduler };
+        let back_end = BackEnd::Ipvs { scheduler: config.scheduler };
         Engine {
             mode: Mode::Unknown,
             table: ServiceTable::new(node),
-            desired: Desired::new(render, NodeNetwork::default()),
+            desired: Desired::new(back_end, NodeNetwork::default()),
             applied: Applied::default(),
             chains,
             ipv6: true,
@@ -119,7 +120,7 @@ impl Engine {
     /// Find out what the kernel can do, make what does not depend on Services (masquerade rules first),
     /// and take over what an earlier run left. Nothing is removed. Tried again until it works.
     pub async fn start(&mut self) {
-        if matches!(self.mode, Mode::Ipvs(_)) {
+        if matches!(self.mode, Mode::Serving(_)) {
             return;
         }
         match self.adopt().await {
@@ -131,7 +132,7 @@ impl Engine {
                     objects = self.applied.len(),
                     "Services are served by IPVS"
                 );
-                self.mode = Mode::Ipvs(served);
+                self.mode = Mode::Serving(served);
             }
             Err(error) => {
                 let reason = unavailable(&error);
@@ -145,19 +146,22 @@ impl Engine {
 
     async fn adopt(&mut self) -> Result<Served, KernelError> {
         let kernel = self.open.open(self.config.scheduler).await?;
-        let info = kernel.ipvs.info().await?;
-        self.make_settings(&kernel);
-        let wanted = self.config.timeouts;
-        let differs = |want: u32, have: u32| want != 0 && want != have;
-        let have = info.timeouts;
-        if differs(wanted.tcp, have.tcp)
-            || differs(wanted.tcp_fin, have.tcp_fin)
-            || differs(wanted.udp, have.udp)
-        {
-            kernel.ipvs.set_timeouts(wanted).await?;
-        }
-        let link = kernel.routes.ensure_dummy(DEVICE).await?;
-        let served = Served { kernel, link, reason: self.reason() };
+        let (back_end, reason) = self.choose(&kernel)?;
+        let soiled = self.desired.set_back_end(back_end);
+        self.soil(soiled);
+        self.make_settings(&kernel, back_end);
+        let link = match back_end {
+            BackEnd::Ipvs { .. } => {
+                self.chains = [false, true].map(|ipv6| chains::ipvs_table(&self.config.chains, ipv6));
+                self.set_timeouts(&kernel).await?;
+                Some(kernel.routes.ensure_dummy(DEVICE).await?)
+            }
+            BackEnd::Nftables => {
+                self.chains = [false, true].map(|ipv6| chains::nftables_table(&self.config.chains, ipv6));
+                None
+            }
+        };
+        let served = Served { kernel, back_end, link, reason };
         let dump = self.read(&served).await?;
         self.ensure_chains(&served, &dump).await?;
         self.refresh_network(&served).await?;
@@ -167,18 +171,36 @@ impl Engine {
         Ok(served)
     }
 
-    fn reason(&self) -> String {
-        match self.config.mode {
-            ModeRequest::Ipvs => "asked for by configuration".to_owned(),
-            ModeRequest::Auto => "the kernel has IPVS".to_owned(),
-            ModeRequest::Nftables | ModeRequest::Iptables => format!(
-                "mode {:?} was asked for and is not in this version; the kernel has IPVS",
-                self.config.mode
-            ),
+    async fn set_timeouts(&self, kernel: &Kernel) -> Result<(), KernelError> {
+        let ipvs = kernel.ipvs.as_ref().map_err(Clone::clone)?;
+        let (wanted, have) = (self.config.timeouts, ipvs.info().await?.timeouts);
+        let differs = |want: u32, have: u32| want != 0 && want != have;
+        if differs(wanted.tcp, have.tcp)
+            || differs(wanted.tcp_fin, have.tcp_fin)
+            || differs(wanted.udp, have.udp)
+        {
+            ipvs.set_timeouts(wanted).await?;
         }
+        Ok(())
     }
 
-    fn make_settings(&mut self, kernel: &Kernel) {
+    /// The back end, and why it is this one.
+    fn choose(&self, kernel: &Kernel) -> Result<(BackEnd, String), KernelError> {
+        let ipvs = BackEnd::Ipvs { scheduler: self.config.scheduler };
+        Ok(match (self.config.mode, &kernel.ipvs) {
+            (ModeRequest::Ipvs, Ok(_)) => (ipvs, "asked for by configuration".to_owned()),
+            (ModeRequest::Ipvs, Err(error)) => return Err(error.clone().into()),
+            (ModeRequest::Auto, Ok(_)) => (ipvs, "the kernel has IPVS".to_owned()),
+            (ModeRequest::Auto, Err(_)) => (BackEnd::Nftables, "the kernel has no IPVS".to_owned()),
+            (ModeRequest::Nftables, _) => (BackEnd::Nftables, "asked for by configuration".to_owned()),
+            (ModeRequest::Iptables, _) => {
+                let reason = "mode iptables was asked for and is not in this version".to_owned();
+                (BackEnd::Nftables, reason)
+            }
+        })
+    }
+
+    fn make_settings(&mut self, kernel: &Kernel, back_end: BackEnd) {
         let mut families = vec![Family::V4];
         if self.config.node_ips.iter().any(std::net::IpAddr::is_ipv6) {
             families.push(Family::V6);
@@ -189,7 +211,13 @@ impl Engine {
                 "the connection tracker cannot be reached: UDP flows to removed endpoints stay".to_owned(),
             );
         }
-        for setting in node::ipvs_settings(self.config.kernel_version, self.config.strict_arp, &families) {
+        let settings = match back_end {
+            BackEnd::Ipvs { .. } => {
+                node::ipvs_settings(self.config.kernel_version, self.config.strict_arp, &families)
+            }
+            BackEnd::Nftables => node::forwarding_settings(&families),
+        };
+        for setting in settings {
             match kernel.sysctls.ensure(setting.path, setting.value) {
                 Ok(true) => {
                     tracing::info!(setting = setting.path, value = setting.value, "kernel setting made")
@@ -202,7 +230,7 @@ impl Engine {
 
     /// Read the kernel; a kernel without IPv6 is served for IPv4 alone.
     async fn read(&self, served: &Served) -> Result<Dump, KernelError> {
-        served.kernel.dump(&served.link, &self.config.exclude_cidrs, self.ipv6).await
+        served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6).await
     }
 
     async fn ensure_chains(&mut self, served: &Served, dump: &Dump) -> Result<u64, KernelError> {
@@ -330,7 +358,7 @@ impl Engine {
 
     /// The host's addresses changed.
     pub async fn host_addresses_changed(&mut self) {
-        let Mode::Ipvs(served) = self.mode.clone() else { return };
+        let Mode::Serving(served) = self.mode.clone() else { return };
         if let Err(error) = self.refresh_network(&served).await {
             tracing::warn!(
                 error = in_full(&error),
@@ -341,7 +369,7 @@ impl Engine {
 
     /// One round: bring what is dirty and due into the kernel.
     pub async fn sync(&mut self, now: Timestamp) {
-        let Mode::Ipvs(served) = self.mode.clone() else {
+        let Mode::Serving(served) = self.mode.clone() else {
             self.nobody_serves(now);
             return;
         };
@@ -357,7 +385,7 @@ impl Engine {
         if self.suspect {
             self.suspect = false;
             self.compare(&served).await;
-            if let Mode::Ipvs(served) = self.mode.clone() {
+            if let Mode::Serving(served) = self.mode.clone() {
                 self.round(&served, now, &|_, _| false).await;
             }
         }
@@ -405,7 +433,7 @@ impl Engine {
                     stands_on_failure(&op, &failed).map(|claim| claim.to_string()).unwrap_or_default();
                 failed.entry(op.claim).or_insert(KernelError::Waits(cause));
             }
-            let outcomes = served.kernel.execute(&served.link, &ready).await;
+            let outcomes = served.kernel.execute(served.link.as_ref(), &ready).await;
             for (op, outcome) in ready.iter().zip(outcomes) {
                 self.settle(op, outcome, &mut failed);
             }
@@ -461,8 +489,8 @@ impl Engine {
     /// Compare the kernel with what is believed of it and mend both; returns how many objects differed.
     pub async fn audit(&mut self, now: Timestamp) -> u64 {
         self.start().await;
-        let Mode::Ipvs(served) = self.mode.clone() else { return 0 };
-        self.make_settings(&served.kernel);
+        let Mode::Serving(served) = self.mode.clone() else { return 0 };
+        self.make_settings(&served.kernel, served.back_end);
         self.host_addresses_changed().await;
         let found = self.compare(&served).await;
         self.sync(now).await;
@@ -483,13 +511,12 @@ impl Engine {
     }
 
     async fn compare_all(&mut self, served: &Served) -> Result<(), KernelError> {
-        let link = served.kernel.routes.ensure_dummy(DEVICE).await?;
-        let served = Served { link, ..served.clone() };
-        if let Mode::Ipvs(known) = &mut self.mode
-            && known.link.index != served.link.index
-        {
-            self.counters.drift += 1;
-            *known = served.clone();
+        let mut served = served.clone();
+        if let Some(known) = &served.link {
+            let link = served.kernel.routes.ensure_dummy(DEVICE).await?;
+            self.counters.drift += u64::from(link.index != known.index);
+            served.link = Some(link);
+            self.mode = Mode::Serving(served.clone());
         }
         let dump = self.read(&served).await?;
         let rewritten = self.ensure_chains(&served, &dump).await?;
@@ -513,12 +540,13 @@ impl Engine {
 
     /// Look at real servers that wait for their last connection, and remove those that lost it.
     pub async fn drain(&mut self, now: Timestamp) {
-        let Mode::Ipvs(served) = self.mode.clone() else { return };
+        let Mode::Serving(served) = self.mode.clone() else { return };
         let mut drained = BTreeSet::new();
         let servers: BTreeSet<VirtualServerKey> =
             self.applied.draining().iter().map(|(key, _)| *key).collect();
         for key in servers {
-            let reals = match served.kernel.ipvs.reals(key).await {
+            let Ok(ipvs) = &served.kernel.ipvs else { return };
+            let reals = match ipvs.reals(key).await {
                 Ok(reals) => reals,
                 Err(error) => {
                     tracing::warn!(%key, error = in_full(&error), "cannot read connections");
@@ -585,7 +613,7 @@ impl Engine {
     }
 
     fn rules(&self, ipv6: bool) -> Option<Rules<'_>> {
-        matches!(self.mode, Mode::Ipvs(_)).then(|| Rules {
+        matches!(self.mode, Mode::Serving(_)).then(|| Rules {
             table: &self.chains[usize::from(ipv6)],
             applied: &self.applied,
             node: self.desired.node(),
@@ -614,7 +642,7 @@ impl Engine {
     pub fn view(&self) -> DataplaneView {
         let (mode, reason) = match &self.mode {
             Mode::Unknown => ("starting", String::new()),
-            Mode::Ipvs(served) => ("ipvs", served.reason.clone()),
+            Mode::Serving(served) => (mode_name(served.back_end), served.reason.clone()),
             Mode::None { reason } => ("none", reason.clone()),
         };
         let failures = self.failures.iter().map(|(claim, failure)| FailureView {
@@ -669,6 +697,13 @@ fn differing(have: Option<&Objects>, believed: Option<&Objects>) -> u64 {
     let changed = have.iter().filter(|(key, value)| believed.get(key) != Some(value)).count();
     let gone = believed.keys().filter(|key| !have.contains_key(key)).count();
     (changed + gone) as u64
+}
+
+fn mode_name(back_end: BackEnd) -> &'static str {
+    match back_end {
+        BackEnd::Ipvs { .. } => "ipvs",
+        BackEnd::Nftables => "nftables",
+    }
 }
 
 /// Why Services are not served, with the command that mends it.

@@ -10,7 +10,7 @@ use longshore_core::ruleset::diff::{Change, Op};
 use longshore_core::ruleset::ipvs::{Scheduler, VirtualServerKey};
 use longshore_core::ruleset::nft::{self, Element, ElementKey, Family, NftBatch, NftOp, NftTable, TableKey};
 use longshore_core::ruleset::node::HostAddress;
-use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, TABLE};
+use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, Spread, TABLE};
 use longshore_core::service::cidr::Cidr;
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
 use longshore_kernel::modules::Modules;
@@ -34,7 +34,8 @@ pub trait UdpFlows: Send + Sync {
 /// The kernel interfaces the dataplane needs.
 #[derive(Clone)]
 pub struct Kernel {
-    pub ipvs: Arc<dyn Ipvs>,
+    /// Why there is none, where there is none.
+    pub ipvs: Result<Arc<dyn Ipvs>, IpvsError>,
     pub nft: Arc<dyn Nft>,
     pub routes: Arc<dyn Routes>,
     /// `None` where the connection tracker cannot be reached: stale UDP flows then stay.
@@ -46,10 +47,10 @@ impl Kernel {
     /// The kernel of the calling thread's network namespace.
     ///
     /// # Errors
-    /// [`IpvsError::Unavailable`] and its like where the kernel lacks one of them.
+    /// Where nf_tables or rtnetlink cannot be used; IPVS may be missing.
     pub fn open(flows: Option<Arc<dyn UdpFlows>>) -> Result<Self, KernelError> {
         Ok(Kernel {
-            ipvs: Arc::new(RealIpvs::open()?),
+            ipvs: RealIpvs::open().map(|ipvs| Arc::new(ipvs) as Arc<dyn Ipvs>),
             nft: Arc::new(RealNft::open()?),
             routes: Arc::new(RealRoutes::open()?),
             flows,
@@ -155,16 +156,17 @@ pub(super) fn table_key(ipv6: bool) -> TableKey {
 }
 
 impl Kernel {
-    /// Read everything back. Virtual servers within `exclude` are somebody else's.
-    pub(super) async fn dump(&self, link: &Link, exclude: &[Cidr], ipv6: bool) -> Result<Dump, KernelError> {
+    /// Read everything back, IPVS and the device's addresses where `device` is given. Virtual servers within
+    /// `exclude` are somebody else's.
+    pub(super) async fn dump(
+        &self,
+        device: Option<&Link>,
+        exclude: &[Cidr],
+        ipv6: bool,
+    ) -> Result<Dump, KernelError> {
         let mut dump = Dump::default();
-        let mut ipvs = self.ipvs.dump().await?.state;
-        ipvs.services.retain(|key, _| !is_excluded(key, exclude));
-        dump.objects = object::of_ipvs(&ipvs);
-        for address in self.routes.addresses().await? {
-            if address.link == link.index && !address.link_local {
-                dump.objects.insert(ObjectKey::Address(address.addr), ObjectValue::Address);
-            }
+        if let Some(link) = device {
+            dump.objects = self.dump_ipvs(link, exclude).await?;
         }
         for family in [false, true].into_iter().filter(|family| ipv6 || !family) {
             let read = self.nft.dump(&table_key(family)).await?;
@@ -174,6 +176,18 @@ impl Kernel {
             dump.tables[usize::from(family)] = read.table;
         }
         Ok(dump)
+    }
+
+    async fn dump_ipvs(&self, link: &Link, exclude: &[Cidr]) -> Result<Objects, KernelError> {
+        let mut ipvs = self.ipvs.as_ref().map_err(Clone::clone)?.dump().await?.state;
+        ipvs.services.retain(|key, _| !is_excluded(key, exclude));
+        let mut objects = object::of_ipvs(&ipvs);
+        for address in self.routes.addresses().await? {
+            if address.link == link.index && !address.link_local {
+                objects.insert(ObjectKey::Address(address.addr), ObjectValue::Address);
+            }
+        }
+        Ok(objects)
     }
 
     /// Bring the chains and sets of our table to what is wanted, leaving the sets' elements. One batch:
@@ -192,7 +206,13 @@ impl Kernel {
                 set.elements.clone_from(&kept.elements);
             }
         }
-        let ops = nft_diff(found, &wanted);
+        // Chains that spread come and go with Services.
+        for (name, chain) in found.into_iter().flat_map(|table| &table.chains) {
+            if Spread::from_chain(name, ipv6).is_some() {
+                wanted.chains.insert(name.clone(), chain.clone());
+            }
+        }
+        let ops = nft::diff(found, Some(&wanted));
         if ops.is_empty() {
             return Ok(false);
         }
@@ -217,30 +237,32 @@ impl Kernel {
     }
 
     /// Carry out operations of one sort; the result is as long as `ops`.
-    pub(super) async fn execute(&self, link: &Link, ops: &[Op]) -> Vec<Result<(), KernelError>> {
-        match ops.first().map(Sort::of) {
-            None => Vec::new(),
-            Some(Sort::Elements { ipv6 }) => self.change_elements(ipv6, ops).await,
-            Some(Sort::Addresses) => {
+    pub(super) async fn execute(&self, device: Option<&Link>, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        match (ops.first().map(Sort::of), device, &self.ipvs) {
+            (None, ..) => Vec::new(),
+            (Some(Sort::Table { ipv6 }), ..) => self.change_table(ipv6, ops).await,
+            (Some(Sort::Addresses), Some(link), _) => {
                 let changes: Vec<AddressOp> = ops.iter().filter_map(address_op).collect();
                 let outcomes = self.routes.change_addresses(link, &changes).await;
                 outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect()
             }
-            Some(Sort::Servers | Sort::Reals) => {
+            (Some(Sort::Servers | Sort::Reals), _, Ok(ipvs)) => {
                 let changes: Vec<_> = ops.iter().filter_map(Op::ipvs).collect();
-                let outcomes = self.ipvs.apply(&changes).await;
+                let outcomes = ipvs.apply(&changes).await;
                 outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect()
             }
+            // Such operations are planned in IPVS mode only, which has both.
+            (Some(_), ..) => vec![Err(KernelError::Waits("IPVS".to_owned())); ops.len()],
         }
     }
 
     /// A batch is taken whole or not at all; a refused one is halved until the culprit stands alone, so
-    /// that one bad element keeps no other out.
-    async fn change_elements(&self, ipv6: bool, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+    /// that one bad object keeps no other out.
+    async fn change_table(&self, ipv6: bool, ops: &[Op]) -> Vec<Result<(), KernelError>> {
         let mut outcomes: Vec<Result<(), KernelError>> = vec![Ok(()); ops.len()];
         let mut parts = vec![(0, ops.len())];
         while let Some((start, end)) = parts.pop() {
-            let batch = NftBatch { table: table_key(ipv6), ops: element_ops(&ops[start..end]) };
+            let batch = NftBatch { table: table_key(ipv6), ops: table_ops(&ops[start..end]) };
             match self.nft.apply(&batch, None).await {
                 Ok(()) => {}
                 Err(error) if end - start == 1 => outcomes[start] = Err(error.into()),
@@ -253,10 +275,6 @@ impl Kernel {
         }
         outcomes
     }
-}
-
-fn nft_diff(found: Option<&NftTable>, wanted: &NftTable) -> Vec<NftOp> {
-    nft::diff(found, Some(wanted))
 }
 
 fn is_excluded(key: &VirtualServerKey, exclude: &[Cidr]) -> bool {
@@ -274,31 +292,52 @@ fn address_op(op: &Op) -> Option<AddressOp> {
     }
 }
 
-/// Deletions first: a changed element is taken out and put in again, and ranges must not overlap.
-fn element_ops(ops: &[Op]) -> Vec<NftOp> {
+/// Chains before what leads to them; deletions of elements before additions, since a changed element is
+/// taken out and put in again, and ranges must not overlap.
+fn table_ops(ops: &[Op]) -> Vec<NftOp> {
+    let mut chains = Vec::new();
+    let mut chains_gone = Vec::new();
     let mut gone: BTreeMap<SetId, Vec<ElementKey>> = BTreeMap::new();
     let mut new: BTreeMap<SetId, Vec<Element>> = BTreeMap::new();
     for op in ops {
-        let ObjectKey::Element { set, key, .. } = &op.key else { continue };
-        if !matches!(op.change, Change::Add(_)) {
-            gone.entry(*set).or_default().push(key.clone());
-        }
-        if let Change::Add(ObjectValue::Element(value)) | Change::Set(ObjectValue::Element(value)) =
-            &op.change
-        {
-            new.entry(*set).or_default().push(Element { key: key.clone(), value: value.clone() });
+        match (&op.key, &op.change) {
+            (ObjectKey::Spread(spread), Change::Remove) => {
+                chains_gone.push(NftOp::DelChain { chain: spread.chain() });
+            }
+            (ObjectKey::Spread(spread), Change::Add(value) | Change::Set(value)) => {
+                let ObjectValue::Spread(rules) = value else { continue };
+                let chain = spread.chain();
+                chains.push(NftOp::AddChain { chain: chain.clone(), base: None });
+                if matches!(op.change, Change::Set(_)) {
+                    chains.push(NftOp::FlushChain { chain: chain.clone() });
+                }
+                let rule = |rule: &nft::Rule| NftOp::AddRule { chain: chain.clone(), rule: rule.clone() };
+                chains.extend(rules.iter().map(rule));
+            }
+            (ObjectKey::Element { set, key, .. }, change) => {
+                if !matches!(change, Change::Add(_)) {
+                    gone.entry(*set).or_default().push(key.clone());
+                }
+                if let Change::Add(ObjectValue::Element(value)) | Change::Set(ObjectValue::Element(value)) =
+                    change
+                {
+                    new.entry(*set).or_default().push(Element { key: key.clone(), value: value.clone() });
+                }
+            }
+            _ => {}
         }
     }
     let name = |set: SetId| set.name().to_owned();
-    let deletions = gone.into_iter().map(|(set, keys)| NftOp::DelElements { set: name(set), keys });
-    let additions = new.into_iter().map(|(set, elements)| NftOp::AddElements { set: name(set), elements });
-    deletions.chain(additions).collect()
+    chains.extend(gone.into_iter().map(|(set, keys)| NftOp::DelElements { set: name(set), keys }));
+    chains.extend(new.into_iter().map(|(set, elements)| NftOp::AddElements { set: name(set), elements }));
+    chains.extend(chains_gone);
+    chains
 }
 
 /// What goes to the kernel in one conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sort {
-    Elements { ipv6: bool },
+    Table { ipv6: bool },
     Servers,
     Reals,
     Addresses,
@@ -307,7 +346,8 @@ enum Sort {
 impl Sort {
     fn of(op: &Op) -> Sort {
         match &op.key {
-            ObjectKey::Element { ipv6, .. } => Sort::Elements { ipv6: *ipv6 },
+            ObjectKey::Element { ipv6, .. } => Sort::Table { ipv6: *ipv6 },
+            ObjectKey::Spread(spread) => Sort::Table { ipv6: spread.ipv6 },
             ObjectKey::Server(_) => Sort::Servers,
             ObjectKey::Real(..) => Sort::Reals,
             ObjectKey::Address(_) => Sort::Addresses,

@@ -85,7 +85,7 @@ impl Node {
 
     fn kernel(&self) -> Kernel {
         Kernel {
-            ipvs: self.ipvs.clone(),
+            ipvs: Ok(self.ipvs.clone()),
             nft: self.nft.clone(),
             routes: self.routes.clone(),
             flows: Some(self.flows.clone()),
@@ -95,6 +95,12 @@ impl Node {
 
     fn engine(&self) -> Engine {
         let kernel = self.kernel();
+        Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone())))
+    }
+
+    /// The same on a kernel without IPVS.
+    fn engine_without_ipvs(&self) -> Engine {
+        let kernel = Kernel { ipvs: Err(no_ipvs()), ..self.kernel() };
         Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone())))
     }
 
@@ -108,6 +114,10 @@ impl Node {
     fn writes(&self) -> usize {
         self.ipvs.applied().len() + self.nft.batches().len() + self.routes.addresses_of(DEVICE).len()
     }
+}
+
+fn no_ipvs() -> IpvsError {
+    IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(Errno::ENOENT)))
 }
 
 fn config() -> DataplaneConfig {
@@ -290,6 +300,7 @@ async fn a_tenth_of_all_operations_failing_ends_where_a_fresh_sync_ends() {
 /// A kernel that dies with the daemon: after so many operations it answers nothing any more.
 struct Dying {
     node: Kernel,
+    ipvs: Arc<FakeIpvs>,
     left: Arc<AtomicI64>,
 }
 
@@ -302,16 +313,16 @@ impl Dying {
 #[async_trait]
 impl Ipvs for Dying {
     async fn dump(&self) -> Result<IpvsDump, IpvsError> {
-        self.node.ipvs.dump().await
+        self.ipvs.dump().await
     }
     async fn reals(&self, key: VirtualServerKey) -> Result<Reals, IpvsError> {
-        self.node.ipvs.reals(key).await
+        self.ipvs.reals(key).await
     }
     async fn apply(&self, ops: &[IpvsOp]) -> Vec<Result<(), IpvsError>> {
         let mut outcomes = Vec::new();
         for op in ops {
             if self.alive() {
-                outcomes.extend(self.node.ipvs.apply(std::slice::from_ref(op)).await);
+                outcomes.extend(self.ipvs.apply(std::slice::from_ref(op)).await);
             } else {
                 outcomes
                     .push(Err(IpvsError::NoAnswer { op: op.to_string(), source: NetlinkError::ThreadEnded }));
@@ -320,10 +331,10 @@ impl Ipvs for Dying {
         outcomes
     }
     async fn set_timeouts(&self, timeouts: IpvsTimeouts) -> Result<(), IpvsError> {
-        self.node.ipvs.set_timeouts(timeouts).await
+        self.ipvs.set_timeouts(timeouts).await
     }
     async fn info(&self) -> Result<IpvsInfo, IpvsError> {
-        self.node.ipvs.info().await
+        self.ipvs.info().await
     }
 }
 
@@ -383,9 +394,9 @@ async fn killed_at_any_operation_the_next_one_finishes_and_the_one_after_writes_
     for budget in 0.. {
         let node = Node::new();
         let left = Arc::new(AtomicI64::new(budget));
-        let dying = Arc::new(Dying { node: node.kernel(), left: left.clone() });
+        let dying = Arc::new(Dying { node: node.kernel(), ipvs: node.ipvs.clone(), left: left.clone() });
         let kernel = Kernel {
-            ipvs: dying.clone(),
+            ipvs: Ok(dying.clone()),
             nft: dying.clone(),
             routes: dying,
             flows: Some(node.flows.clone()),
@@ -504,10 +515,11 @@ async fn without_ipvs_pods_run_and_the_reason_is_said_until_it_is_there() {
     let loaded = Arc::new(AtomicI64::new(0));
     let flag = loaded.clone();
     let open = OpenKernel::new(move || match flag.load(Ordering::SeqCst) {
-        0 => Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(Errno::ENOENT))).into()),
+        0 => Ok(Kernel { ipvs: Err(no_ipvs()), ..kernel.clone() }),
         _ => Ok(kernel.clone()),
     });
-    let mut engine = settled(Engine::new(config(), open), population()).await;
+    let asked = DataplaneConfig { mode: ModeRequest::Ipvs, ..config() };
+    let mut engine = settled(Engine::new(asked, open), population()).await;
     let view = engine.view();
     assert_eq!((view.mode.as_str(), view.synced), ("none", true));
     assert!(view.reason.contains("modprobe ip_vs"), "{}", view.reason);
@@ -523,6 +535,62 @@ async fn without_ipvs_pods_run_and_the_reason_is_said_until_it_is_there() {
     engine.audit(at(30)).await;
     assert_eq!(engine.view().mode, "ipvs");
     assert_eq!(node.state(), fresh(population()).await);
+}
+
+#[tokio::test]
+async fn on_a_kernel_without_ipvs_nftables_serves() {
+    let node = Node::new();
+    let mut engine = settled(node.engine_without_ipvs(), population()).await;
+    let view = engine.view();
+    assert_eq!((view.mode.as_str(), view.reason.as_str()), ("nftables", "the kernel has no IPVS"));
+    assert!(view.synced && view.failures.is_empty(), "{view:?}");
+    let dst = "10.96.0.1:80".parse().unwrap();
+    let query =
+        Query { dst, protocol: Protocol::Tcp, origin: Origin::Pod, src: IpAddr::from([10, 244, 1, 9]) };
+    assert!(matches!(engine.explain(&query).fate, Fate::Endpoints(to) if to.len() == 2));
+    // One more endpoint is one batch; a restart and an audit are none.
+    let batches = node.nft.batches().len();
+    take(&mut engine, endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]));
+    engine.sync(at(1)).await;
+    assert_eq!(node.nft.batches().len(), batches + 1);
+    let mut again = population();
+    again[0] = endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]);
+    let mut restarted = settled(node.engine_without_ipvs(), again).await;
+    assert_eq!((restarted.audit(at(2)).await, node.nft.batches().len()), (0, batches + 1));
+    // Everything goes again but the fixed rules.
+    for name in ["web", "api", "none"] {
+        take(&mut restarted, Change::ServiceGone(ObjectKey::new("ns", name)));
+    }
+    restarted.sync(at(3)).await;
+    let table = node.nft.table(&table_key(false)).unwrap();
+    assert!(table.sets.values().all(|set| set.elements.is_empty()), "{:?}", table.sets);
+    assert!(!table.chains.contains_key("n3"));
+    assert!(node.ipvs.applied().is_empty() && node.routes.addresses_of(DEVICE).is_empty());
+}
+
+#[tokio::test]
+async fn nftables_mode_survives_a_tenth_of_its_batches_failing() {
+    let node = Node::new();
+    let mut engine = settled(node.engine_without_ipvs(), population()).await;
+    node.nft.faults.every(10, Errno::EAGAIN);
+    let lists: [&[&str]; 4] = [&[], &["10.244.1.1"], &["10.244.1.2", "10.244.1.4"], &["10.244.1.5"]];
+    let mut now = 0;
+    for list in lists.iter().cycle().take(12) {
+        take(&mut engine, endpoints("web", list));
+        for _ in 0..4 {
+            now += 61;
+            engine.sync(at(now)).await;
+        }
+    }
+    assert!(node.nft.faults.injected() > 5);
+    node.nft.faults.clear();
+    engine.audit(at(now + 61)).await;
+    engine.sync(at(now + 122)).await;
+    let other = Node::new();
+    let mut last = population();
+    last[0] = endpoints("web", &["10.244.1.5"]);
+    settled(other.engine_without_ipvs(), last).await;
+    assert_eq!(node.nft.table(&table_key(false)), other.nft.table(&table_key(false)));
 }
 
 #[tokio::test]

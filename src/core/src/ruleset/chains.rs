@@ -4,9 +4,10 @@
 use super::Protocol;
 use super::nft::{
     BaseChain, Chain, ChainType, CmpOp, CtKey, Expr, FibResult, FibSelector, HeaderField, Hook, LookupTarget,
-    MetaKey, NatFlags, NftTable, Packed, Policy, Reg, RejectWith, Rule, Set, Value, Verdict, ct_state,
+    MetaKey, NatFlags, NatKind, NftTable, NumgenMode, Packed, Policy, Reg, RejectWith, Rule, Set, Value,
+    Verdict, ct_state,
 };
-use super::object::SetId;
+use super::object::{SetId, Spread};
 use crate::service::cidr::Cidr;
 
 /// What happens to the first packet of a connection to a frontend, before its endpoint is chosen.
@@ -89,6 +90,7 @@ impl PodInterface {
 
 /// Before connection tracking's translation and before IPVS takes locally made packets (-98).
 const BEFORE_IPVS: i32 = -150;
+const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 const AFTER_SRCNAT: i32 = 110;
 /// `RTN_LOCAL`: one of this host's addresses.
@@ -97,6 +99,62 @@ const R0: Reg = Reg(0);
 
 /// The table of a family in IPVS mode, its sets empty.
 pub fn ipvs_table(config: &ChainConfig, ipv6: bool) -> NftTable {
+    // IPVS takes packets that come in to the host.
+    common(config, ipv6, ("input", Hook::Input))
+}
+
+/// The table of a family in nftables mode, its sets empty and without the chains that spread.
+pub fn nftables_table(config: &ChainConfig, ipv6: bool) -> NftTable {
+    let mut table = common(config, ipv6, ("prerouting", Hook::Prerouting));
+    for id in [SetId::Services, SetId::OutsideServices, SetId::Endpoints, SetId::LocalEndpoints] {
+        table.sets.insert(id.name().to_owned(), Set::new(id.spec(ipv6)));
+    }
+    for (name, hook) in [("nat-prerouting", Hook::Prerouting), ("nat-output", Hook::Output)] {
+        let base = Some(base(ChainType::Nat, hook, DSTNAT));
+        let jump = Expr::Verdict(Verdict::Jump("outside".to_owned()));
+        let rules = vec![Rule::new(vec![jump]), spread_by(SetId::Services, ipv6)];
+        table.chains.insert(name.to_owned(), Chain { base, rules });
+    }
+    let mut outside = vec![Rule::new(is_from_this_node(Expr::Verdict(Verdict::Return)))];
+    outside.extend(from_pods(config, ipv6));
+    outside.push(spread_by(SetId::OutsideServices, ipv6));
+    table.chains.insert("outside".to_owned(), Chain { base: None, rules: outside });
+    table
+}
+
+/// The rules of a chain that spreads: choose a number, look the endpoint up by it, go there.
+pub fn spread_rules(spread: &Spread) -> Vec<Rule> {
+    let ipv6 = spread.ipv6;
+    let mut exprs = Vec::new();
+    let index = load_frontend(ipv6, &mut exprs);
+    let modulus = spread.count;
+    if spread.sticky {
+        let len = if ipv6 { 16 } else { 4 };
+        exprs.push(Expr::load(HeaderField::saddr(ipv6), index));
+        exprs.push(Expr::Jhash { src: index, len, modulus, seed: 0x6c73_6872, offset: 0, dst: index });
+    } else {
+        exprs.push(Expr::Numgen { mode: NumgenMode::Random, modulus, offset: 0, dst: index });
+    }
+    let set = if spread.local { SetId::LocalEndpoints } else { SetId::Endpoints };
+    exprs.push(lookup(set, LookupTarget::Data(R0)));
+    exprs.push(Expr::Nat {
+        kind: NatKind::Dnat,
+        ipv6,
+        addr: Some(R0),
+        port: Some(R0.after(if ipv6 { 16 } else { 4 })),
+        flags: NatFlags::default(),
+    });
+    vec![Rule::new(exprs)]
+}
+
+fn spread_by(set: SetId, ipv6: bool) -> Rule {
+    let mut exprs = Vec::new();
+    load_frontend(ipv6, &mut exprs);
+    exprs.push(lookup(set, LookupTarget::Verdict));
+    Rule::new(exprs)
+}
+
+fn common(config: &ChainConfig, ipv6: bool, (incoming, hook): (&str, Hook)) -> NftTable {
     let mut table = NftTable::default();
     for id in [SetId::Frontends, SetId::ServiceIps, SetId::Restricted, SetId::Allowed, SetId::Hairpin] {
         table.sets.insert(id.name().to_owned(), Set::new(id.spec(ipv6)));
@@ -105,7 +163,7 @@ pub fn ipvs_table(config: &ChainConfig, ipv6: bool) -> NftTable {
         table.chains.insert(name.to_owned(), Chain { base, rules });
     };
     let filter = |hook, priority| Some(base(ChainType::Filter, hook, priority));
-    add("input", filter(Hook::Input, BEFORE_IPVS), vec![new_connections_to("services")]);
+    add(incoming, filter(hook, BEFORE_IPVS), vec![new_connections_to("services")]);
     add("output", filter(Hook::Output, BEFORE_IPVS), vec![new_connections_to("services")]);
     add("services", None, services(ipv6));
     add("mark", None, vec![mark(config.masquerade_mark)]);
@@ -197,12 +255,12 @@ fn class_rules(class: Class, config: &ChainConfig, ipv6: bool) -> Vec<Rule> {
 
 /// What the node itself sends, to be marked.
 fn from_this_node() -> Rule {
+    Rule::new(is_from_this_node(goto("mark")))
+}
+
+fn is_from_this_node(then: Expr) -> Vec<Expr> {
     let selector = FibSelector { saddr: true, ..FibSelector::default() };
-    Rule::new(vec![
-        Expr::Fib { selector, result: FibResult::AddrType, dst: R0 },
-        Expr::eq(R0, Value::Mark(LOCAL)),
-        goto("mark"),
-    ])
+    vec![Expr::Fib { selector, result: FibResult::AddrType, dst: R0 }, Expr::eq(R0, Value::Mark(LOCAL)), then]
 }
 
 /// What pods send, to be left as it is.

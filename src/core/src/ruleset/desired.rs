@@ -4,10 +4,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::ipvs::Scheduler;
 use super::model::ServicePortState;
 use super::object::{Claim, Objects};
-use super::render_ipvs::{self, NodeNetwork, RenderConfig};
+use super::render_ipvs::{self, NodeNetwork};
+use super::render_nft;
 use crate::service::PortId;
+
+/// What renders the claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackEnd {
+    Ipvs { scheduler: Scheduler },
+    Nftables,
+}
+
+impl BackEnd {
+    fn claims(self, state: &ServicePortState, node: &NodeNetwork) -> BTreeSet<Claim> {
+        match self {
+            BackEnd::Ipvs { .. } => render_ipvs::claims(state, node),
+            BackEnd::Nftables => render_nft::claims(state, node),
+        }
+    }
+}
 
 /// How soon a claim is programmed after a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,7 +61,7 @@ pub struct Clash {
 /// All claims with those who make them.
 #[derive(Debug)]
 pub struct Desired {
-    config: RenderConfig,
+    back_end: BackEnd,
     node: NodeNetwork,
     /// Ordered by `PortId`; the first holds a frontend.
     claims: BTreeMap<Claim, Vec<Arc<ServicePortState>>>,
@@ -52,8 +70,8 @@ pub struct Desired {
 }
 
 impl Desired {
-    pub fn new(config: RenderConfig, node: NodeNetwork) -> Self {
-        Desired { config, node, claims: BTreeMap::new(), contested: BTreeSet::new() }
+    pub fn new(back_end: BackEnd, node: NodeNetwork) -> Self {
+        Desired { back_end, node, claims: BTreeMap::new(), contested: BTreeSet::new() }
     }
 
     pub fn node(&self) -> &NodeNetwork {
@@ -68,12 +86,12 @@ impl Desired {
     ) -> BTreeSet<Claim> {
         let mut dirty = BTreeSet::new();
         if let Some(before) = before {
-            let claims = render_ipvs::claims(before, &self.node);
+            let claims = self.back_end.claims(before, &self.node);
             claims.iter().for_each(|claim| self.release(claim, &before.spec.id));
             dirty.extend(claims);
         }
         if let Some(after) = after {
-            let claims = render_ipvs::claims(after, &self.node);
+            let claims = self.back_end.claims(after, &self.node);
             claims.iter().for_each(|claim| self.hold(*claim, after));
             dirty.extend(claims);
         }
@@ -85,13 +103,30 @@ impl Desired {
         if self.node == node {
             return BTreeSet::new();
         }
+        self.node = node;
+        self.remake()
+    }
+
+    /// Another back end renders from now on. Returns all claims that were or are.
+    pub fn set_back_end(&mut self, back_end: BackEnd) -> BTreeSet<Claim> {
+        if self.back_end == back_end {
+            return BTreeSet::new();
+        }
+        self.back_end = back_end;
+        self.remake()
+    }
+
+    pub fn back_end(&self) -> BackEnd {
+        self.back_end
+    }
+
+    fn remake(&mut self) -> BTreeSet<Claim> {
         let mut states: BTreeMap<PortId, Arc<ServicePortState>> = BTreeMap::new();
         for state in self.claims.values().flatten() {
             states.entry(state.spec.id.clone()).or_insert_with(|| state.clone());
         }
         let mut dirty: BTreeSet<Claim> = std::mem::take(&mut self.claims).into_keys().collect();
         self.contested.clear();
-        self.node = node;
         for state in states.values() {
             dirty.extend(self.change(None, Some(state)));
         }
@@ -101,7 +136,10 @@ impl Desired {
     /// The objects of a claim; none where nobody makes it.
     pub fn objects(&self, claim: &Claim) -> Objects {
         let winner = self.claims.get(claim).and_then(|holders| holders.first());
-        winner.map_or_else(Objects::new, |state| render_ipvs::objects(claim, state, &self.node, &self.config))
+        winner.map_or_else(Objects::new, |state| match self.back_end {
+            BackEnd::Ipvs { scheduler } => render_ipvs::objects(claim, state, &self.node, scheduler),
+            BackEnd::Nftables => render_nft::objects(claim, state, &self.node),
+        })
     }
 
     pub fn urgency(&self, claim: &Claim) -> Urgency {

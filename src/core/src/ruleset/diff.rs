@@ -252,15 +252,21 @@ fn order(key: &ObjectKey, change: &Change, hosted: bool) -> (bool, u8) {
         (ObjectKey::Address(_), Change::Remove) => (true, 1),
         (ObjectKey::Server(_), Change::Remove) => (true, 2),
         // The kernel takes no range that overlaps another: the old one goes in the batch of the new one.
-        (ObjectKey::Element { set: SetId::Allowed, .. }, Change::Remove) => (false, 0),
+        (ObjectKey::Element { set: SetId::Allowed, .. }, Change::Remove) => (false, 1),
+        // What leads to an endpoint or chain goes before it.
+        (ObjectKey::Element { set: SetId::Endpoints | SetId::LocalEndpoints, .. }, Change::Remove) => {
+            (true, 4)
+        }
         (ObjectKey::Element { .. }, Change::Remove) => (true, 3),
-        (ObjectKey::Element { set: SetId::Frontends, .. }, Change::Add(_)) if !hosted => (false, 3),
-        (ObjectKey::Element { .. }, Change::Add(_)) => (false, 0),
-        (ObjectKey::Server(_), _) => (false, 1),
-        (ObjectKey::Real(..), _) => (false, 2),
+        (ObjectKey::Spread(_), Change::Remove) => (true, 5),
+        (ObjectKey::Spread(_), _) => (false, 0),
+        (ObjectKey::Element { set: SetId::Frontends, .. }, Change::Add(_)) if !hosted => (false, 4),
+        (ObjectKey::Element { .. }, Change::Add(_)) => (false, 1),
+        (ObjectKey::Server(_), _) => (false, 2),
+        (ObjectKey::Real(..), _) => (false, 3),
         // A frontend's class turns only when the servers it leads to are there.
-        (ObjectKey::Element { .. }, Change::Set(_)) => (false, 3),
-        (ObjectKey::Address(_), _) => (false, 4),
+        (ObjectKey::Element { .. }, Change::Set(_)) => (false, 4),
+        (ObjectKey::Address(_), _) => (false, 5),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod nft;
 pub mod node;
 pub mod object;
 pub mod render_ipvs;
+pub mod render_nft;
 pub mod trace;
 
 use std::fmt;

@@ -60,6 +60,21 @@ pub struct Setting {
     pub reason: &'static str,
 }
 
+/// What every mode needs: the host forwards packets to pods.
+pub fn forwarding_settings(families: &[Family]) -> Vec<Setting> {
+    let setting = |family: &Family| match family {
+        Family::V4 => {
+            Setting { path: "net/ipv4/ip_forward", value: "1", reason: "packets to pods are not forwarded" }
+        }
+        Family::V6 => Setting {
+            path: "net/ipv6/conf/all/forwarding",
+            value: "1",
+            reason: "IPv6 packets to pods are not forwarded",
+        },
+    };
+    families.iter().map(setting).collect()
+}
+
 /// The settings IPVS mode needs on a kernel of this version (`net/ipv4/ip_vs` sysctl documentation).
 pub fn ipvs_settings(kernel: (u32, u32), strict_arp: bool, families: &[Family]) -> Vec<Setting> {
     let mut settings = vec![
@@ -78,12 +93,8 @@ pub fn ipvs_settings(kernel: (u32, u32), strict_arp: bool, families: &[Family]) 
             value: "1",
             reason: "clients with affinity stay on an endpoint that is going away",
         },
-        Setting { path: "net/ipv4/ip_forward", value: "1", reason: "packets to pods are not forwarded" },
     ];
-    if families.contains(&Family::V6) {
-        let reason = "IPv6 packets to pods are not forwarded";
-        settings.push(Setting { path: "net/ipv6/conf/all/forwarding", value: "1", reason });
-    }
+    settings.extend(forwarding_settings(families));
     // Between 4.1 and 5.9 a reused source port waited a second or met a removed endpoint.
     if ((4, 1)..(5, 9)).contains(&kernel) {
         let reason = "connections from a reused port wait a second";

@@ -29,19 +29,25 @@ pub enum SetId {
     Allowed,
     /// `source . destination` of endpoints of this node that may meet themselves through a Service.
     Hairpin,
-    /// nftables mode: `address . protocol . port . index` -> endpoint, for policy Cluster.
+    /// nftables mode: `address . protocol . port` -> the chain that spreads over the endpoints.
+    Services,
+    /// nftables mode: the same for clients from outside, where the external policy is Local.
+    OutsideServices,
+    /// nftables mode: `address . protocol . port . index` -> endpoint.
     Endpoints,
     /// nftables mode: the same for policy Local.
     LocalEndpoints,
 }
 
 impl SetId {
-    pub const ALL: [SetId; 7] = [
+    pub const ALL: [SetId; 9] = [
         SetId::Frontends,
         SetId::ServiceIps,
         SetId::Restricted,
         SetId::Allowed,
         SetId::Hairpin,
+        SetId::Services,
+        SetId::OutsideServices,
         SetId::Endpoints,
         SetId::LocalEndpoints,
     ];
@@ -53,6 +59,8 @@ impl SetId {
             SetId::Restricted => "restricted",
             SetId::Allowed => "allowed-sources",
             SetId::Hairpin => "hairpin",
+            SetId::Services => "services",
+            SetId::OutsideServices => "outside-services",
             SetId::Endpoints => "endpoints",
             SetId::LocalEndpoints => "local-endpoints",
         }
@@ -68,7 +76,7 @@ impl SetId {
         let frontend = [addr, FieldType::InetProto, FieldType::InetService];
         let with = |last: FieldType| [frontend.as_slice(), &[last]].concat();
         match self {
-            SetId::Frontends => SetSpec::verdict_map(&frontend),
+            SetId::Frontends | SetId::Services | SetId::OutsideServices => SetSpec::verdict_map(&frontend),
             SetId::ServiceIps => SetSpec::set(&[addr]),
             SetId::Restricted => SetSpec::set(&frontend),
             SetId::Allowed => SetSpec::set(&with(addr)).interval(),
@@ -89,12 +97,44 @@ pub enum Claim {
     Address(IpAddr),
     /// An endpoint of this node that may be its own client.
     Hairpin(IpAddr),
+    /// nftables mode: the chain that spreads over so many endpoints.
+    Spread(Spread),
+}
+
+/// A chain that chooses among a number of endpoints. All frontends with as many share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Spread {
+    pub ipv6: bool,
+    /// Looks into the endpoints of this node instead of all.
+    pub local: bool,
+    /// A client keeps its endpoint, by a hash of its address.
+    pub sticky: bool,
+    /// How many endpoints, at least 1.
+    pub count: u32,
+}
+
+impl Spread {
+    /// The chain's name: `n3`, `local-n3`, `sticky-n3`, `local-sticky-n3`.
+    pub fn chain(&self) -> String {
+        let part = |on: bool, text: &'static str| if on { text } else { "" };
+        format!("{}{}n{}", part(self.local, "local-"), part(self.sticky, "sticky-"), self.count)
+    }
+
+    /// From a chain's name.
+    pub fn from_chain(name: &str, ipv6: bool) -> Option<Spread> {
+        let (local, rest) = name.strip_prefix("local-").map_or((false, name), |rest| (true, rest));
+        let (sticky, rest) = rest.strip_prefix("sticky-").map_or((false, rest), |rest| (true, rest));
+        let count = rest.strip_prefix('n')?.parse().ok().filter(|count| *count > 0)?;
+        let spread = Spread { ipv6, local, sticky, count };
+        (spread.chain() == name).then_some(spread)
+    }
 }
 
 impl Claim {
     pub fn is_ipv6(&self) -> bool {
         match self {
             Claim::Frontend { addr, .. } | Claim::Address(addr) | Claim::Hairpin(addr) => addr.is_ipv6(),
+            Claim::Spread(spread) => spread.ipv6,
         }
     }
 }
@@ -107,6 +147,7 @@ impl fmt::Display for Claim {
             }
             Claim::Address(addr) => write!(f, "address {addr}"),
             Claim::Hairpin(addr) => write!(f, "hairpin {addr}"),
+            Claim::Spread(spread) => write!(f, "chain {}", spread.chain()),
         }
     }
 }
@@ -118,6 +159,7 @@ pub enum ObjectKey {
     Server(VirtualServerKey),
     Real(VirtualServerKey, RealServerKey),
     Address(IpAddr),
+    Spread(Spread),
 }
 
 /// A kernel object's settings.
@@ -127,6 +169,7 @@ pub enum ObjectValue {
     Server(VirtualServer),
     Real(RealServer),
     Address,
+    Spread(Vec<nft::Rule>),
 }
 
 /// The objects of one claim.
@@ -138,6 +181,7 @@ impl ObjectKey {
     pub fn claim(&self) -> Option<Claim> {
         match self {
             ObjectKey::Address(addr) => Some(Claim::Address(*addr)),
+            ObjectKey::Spread(spread) => Some(Claim::Spread(*spread)),
             ObjectKey::Server(key) | ObjectKey::Real(key, _) => match key {
                 VirtualServerKey::Address { addr, port, protocol } => {
                     Some(Claim::Frontend { addr: *addr, port: *port, protocol: *protocol })
@@ -170,6 +214,7 @@ impl fmt::Display for ObjectKey {
             ObjectKey::Server(key) => write!(f, "virtual server {key}"),
             ObjectKey::Real(key, real) => write!(f, "real server {real} of {key}"),
             ObjectKey::Address(addr) => write!(f, "address {addr} on {DEVICE}"),
+            ObjectKey::Spread(spread) => write!(f, "chain {}", spread.chain()),
         }
     }
 }
@@ -199,7 +244,8 @@ pub fn of_ipvs(state: &IpvsState) -> Objects {
     objects
 }
 
-/// Take the elements of one of our tables apart into objects; sets that are not ours are left alone.
+/// Take the elements of one of our tables, and the chains that spread, apart into objects; other chains
+/// and sets are left alone.
 pub fn of_table(table: &nft::NftTable, ipv6: bool) -> Objects {
     let mut objects = Objects::new();
     for (name, set) in &table.sets {
@@ -207,6 +253,11 @@ pub fn of_table(table: &nft::NftTable, ipv6: bool) -> Objects {
         for (key, value) in &set.elements {
             let object = ObjectKey::Element { set: id, ipv6, key: key.clone() };
             objects.insert(object, ObjectValue::Element(value.clone()));
+        }
+    }
+    for (name, chain) in &table.chains {
+        if let Some(spread) = Spread::from_chain(name, ipv6) {
+            objects.insert(ObjectKey::Spread(spread), ObjectValue::Spread(chain.rules.clone()));
         }
     }
     objects

@@ -27,12 +27,6 @@ pub struct NodeNetwork {
     pub pod_interface: String,
 }
 
-/// How the back end is set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RenderConfig {
-    pub scheduler: Scheduler,
-}
-
 /// Every claim a service port makes in a family.
 pub fn claims(state: &ServicePortState, node: &NodeNetwork) -> BTreeSet<Claim> {
     let protocol = state.spec.id.name.protocol;
@@ -62,16 +56,29 @@ pub fn frontends<'a>(
 }
 
 /// The objects of a claim, given the state that won it.
-pub fn objects(
-    claim: &Claim,
-    state: &ServicePortState,
-    node: &NodeNetwork,
-    config: &RenderConfig,
-) -> Objects {
-    let mut objects = Objects::new();
+pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork, scheduler: Scheduler) -> Objects {
+    let mut objects = shared_objects(claim, state, node);
     match claim {
         Claim::Address(addr) => {
             objects.insert(ObjectKey::Address(*addr), ObjectValue::Address);
+        }
+        Claim::Frontend { addr, port, protocol } => {
+            let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
+            if let Some((kind, ..)) = found {
+                let key = VirtualServerKey::new(*addr, *port, *protocol);
+                add_frontend(&mut objects, (key, kind), state, scheduler);
+            }
+        }
+        Claim::Hairpin(_) | Claim::Spread(_) => {}
+    }
+    objects
+}
+
+/// The elements that IPVS and nftables mode have in common: what happens before an endpoint is chosen.
+pub(super) fn shared_objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork) -> Objects {
+    let mut objects = Objects::new();
+    match claim {
+        Claim::Address(addr) => {
             add_key(&mut objects, SetId::ServiceIps, *addr, ElementKey::of(&[Value::Addr(*addr)]));
         }
         Claim::Hairpin(addr) => {
@@ -81,14 +88,13 @@ pub fn objects(
         Claim::Frontend { addr, port, protocol } => {
             let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
             if let Some((kind, ..)) = found {
-                let key = VirtualServerKey::new(*addr, *port, *protocol);
-                add_frontend(&mut objects, (key, kind), state, config);
                 add_class(&mut objects, (*addr, *port, *protocol), class(state, kind));
                 if kind == FrontendKind::LoadBalancer && !state.spec.source_ranges.is_empty() {
                     add_source_ranges(&mut objects, (*addr, *port, *protocol), state, node);
                 }
             }
         }
+        Claim::Spread(_) => {}
     }
     objects
 }
@@ -123,10 +129,10 @@ fn add_frontend(
     objects: &mut Objects,
     (key, kind): (VirtualServerKey, FrontendKind),
     state: &ServicePortState,
-    config: &RenderConfig,
+    scheduler: Scheduler,
 ) {
-    let mut server = VirtualServer::new(&key, config.scheduler);
-    if config.scheduler == Scheduler::Mh {
+    let mut server = VirtualServer::new(&key, scheduler);
+    if scheduler == Scheduler::Mh {
         // Maglev as kube-proxy sets it: hash the port too, and go on when the chosen server is away.
         server.flags = ServiceFlags { sched1: true, sched2: true, ..ServiceFlags::default() };
     }

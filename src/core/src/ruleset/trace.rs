@@ -90,7 +90,7 @@ pub fn ipvs(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
     match machine.run_hook(ChainType::Filter, hook)? {
         Outcome::Dropped => return Ok(Fate::Dropped),
         Outcome::Rejected => return Ok(Fate::Rejected),
-        Outcome::Passed | Outcome::Masqueraded => {}
+        Outcome::Passed | Outcome::Masqueraded | Outcome::Translated(_) => {}
     }
     let key = VirtualServerKey::new(packet.dst.ip(), packet.dst.port(), packet.protocol);
     let Some(reals) = reals(rules.applied, &key) else { return Ok(Fate::Host) };
@@ -103,6 +103,32 @@ pub fn ipvs(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
         let to = SocketAddr::new(real.addr, real.port);
         let masqueraded = machine.after_translation(to)?;
         deliveries.push(Delivery { to, masqueraded });
+    }
+    Ok(Fate::Endpoints(deliveries))
+}
+
+/// Walk a packet through the rules in nftables mode.
+pub fn nftables(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
+    let hook = if packet.origin == Origin::Node { Hook::Output } else { Hook::Prerouting };
+    let mut deliveries = Vec::new();
+    let mut choices = 1;
+    let mut choice = 0;
+    // Each number the spreading chain can draw is one possible endpoint.
+    while choice < choices {
+        let mut machine = Machine::new(rules, packet);
+        machine.choose(choice);
+        match machine.run_hook(ChainType::Filter, hook)? {
+            Outcome::Dropped => return Ok(Fate::Dropped),
+            Outcome::Rejected => return Ok(Fate::Rejected),
+            Outcome::Passed | Outcome::Masqueraded | Outcome::Translated(_) => {}
+        }
+        let Outcome::Translated(to) = machine.run_hook(ChainType::Nat, hook)? else {
+            let host = rules.node.host_addresses.contains(&packet.dst.ip());
+            return Ok(if host { Fate::Host } else { Fate::Forwarded });
+        };
+        choices = machine.choices();
+        deliveries.push(Delivery { to, masqueraded: machine.after_translation(to)? });
+        choice += 1;
     }
     Ok(Fate::Endpoints(deliveries))
 }

@@ -8,12 +8,12 @@ use serde_json::{Value as Json, json};
 
 use super::Protocol;
 use super::chains::{self, ChainConfig};
-use super::desired::Desired;
+use super::desired::{BackEnd, Desired};
 use super::diff::{self, Applied, Op};
 use super::ipvs::Scheduler;
 use super::nft::NftTable;
 use super::object::Claim;
-use super::render_ipvs::{NodeNetwork, RenderConfig};
+use super::render_ipvs::NodeNetwork;
 use super::trace::{self, Fate, Origin, Packet, Rules};
 use crate::ids::ObjectKey;
 use crate::service::table::{ServiceTable, TableChange};
@@ -59,10 +59,19 @@ impl World {
     pub(crate) fn with(config: ChainConfig, scheduler: Scheduler) -> Self {
         World {
             table: ServiceTable::new(NodeTopology { name: "n1".into(), zone: Some("a".into()) }),
-            desired: Desired::new(RenderConfig { scheduler }, network()),
+            desired: Desired::new(BackEnd::Ipvs { scheduler }, network()),
             applied: Applied::default(),
             dirty: BTreeSet::new(),
             chains: [false, true].map(|ipv6| chains::ipvs_table(&config, ipv6)),
+        }
+    }
+
+    /// The same in nftables mode.
+    pub(crate) fn nftables(config: ChainConfig) -> Self {
+        World {
+            desired: Desired::new(BackEnd::Nftables, network()),
+            chains: [false, true].map(|ipv6| chains::nftables_table(&config, ipv6)),
+            ..World::with(config.clone(), Scheduler::Rr)
         }
     }
 
@@ -125,7 +134,16 @@ impl World {
     pub(crate) fn fate(&self, origin: Origin, src: &str, dst: &str, protocol: Protocol) -> Fate {
         let dst = dst.parse::<std::net::SocketAddr>().unwrap();
         let packet = Packet { origin, src: addr(src), dst, protocol };
-        trace::ipvs(self.rules(dst.is_ipv6()), &packet).unwrap()
+        self.trace(&packet)
+    }
+
+    pub(crate) fn trace(&self, packet: &Packet) -> Fate {
+        let rules = self.rules(packet.dst.is_ipv6());
+        let fate = match self.desired.back_end() {
+            BackEnd::Ipvs { .. } => trace::ipvs(rules, packet),
+            BackEnd::Nftables => trace::nftables(rules, packet),
+        };
+        fate.unwrap()
     }
 
     pub(crate) fn rules(&self, ipv6: bool) -> Rules<'_> {

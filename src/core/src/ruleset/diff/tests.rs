@@ -196,6 +196,45 @@ fn what_a_change_writes_does_not_grow_with_the_number_of_services() {
     assert_eq!((writes(5), writes(250)), (1, 1));
 }
 
+#[test]
+fn nftables_mode_changes_a_few_elements_and_leads_nobody_into_a_gap() {
+    let mut world = World::nftables(chain_config());
+    world.service("web", web("10.96.0.1"), &[]).endpoints("web", &["10.244.2.1 n2", "10.244.2.2 n2"]);
+    assert_eq!(
+        world.settle(true),
+        [
+            "add chain n2",
+            "add element 10.96.0.1 tcp 80 of services",
+            "add element 10.96.0.1 tcp 80 #0 of endpoints",
+            "add element 10.96.0.1 tcp 80 #1 of endpoints",
+            "add element 10.96.0.1 of service-ips",
+            "add element 10.96.0.1 tcp 80 of frontends",
+        ]
+    );
+    world.endpoints("web", &["10.244.2.1 n2", "10.244.2.2 n2", "10.244.2.3 n2"]);
+    assert_eq!(
+        world.settle(true),
+        [
+            "add chain n3",
+            "add element 10.96.0.1 tcp 80 #2 of endpoints",
+            "change element 10.96.0.1 tcp 80 of services",
+            "remove chain n2",
+        ]
+    );
+    world.endpoints("web", &["10.244.2.2 n2", "10.244.2.3 n2"]);
+    assert_eq!(
+        world.settle(true),
+        [
+            "add chain n2",
+            "change element 10.96.0.1 tcp 80 of services",
+            "change element 10.96.0.1 tcp 80 #0 of endpoints",
+            "change element 10.96.0.1 tcp 80 #1 of endpoints",
+            "remove element 10.96.0.1 tcp 80 #2 of endpoints",
+            "remove chain n3",
+        ]
+    );
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Service(u8, u8),
@@ -263,7 +302,7 @@ proptest! {
 
     #[test]
     fn any_history_ends_where_a_fresh_sync_ends(steps in proptest::collection::vec(step(), 0..25)) {
-        let mut world = World::new();
+        for mut world in [World::new(), World::nftables(chain_config())] {
         steps.iter().for_each(|step| run(&mut world, step));
         // Twice: what drains goes with the second pass.
         world.settle(true);
@@ -280,6 +319,7 @@ proptest! {
         let all: Vec<Claim> = world.desired.claims().copied().collect();
         for op in plan(&world.desired, &Applied::default(), all, &|_, _| true).iter().filter_map(Op::ipvs) {
             prop_assert_eq!(kernel.apply(&op), Ok(()), "{}", op);
+        }
         }
     }
 }

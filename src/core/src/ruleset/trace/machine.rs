@@ -1,12 +1,12 @@
 //! The nf_tables virtual machine, as far as our rules need it: registers, lookups, verdicts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::super::nft::{
     ChainType, CmpOp, CtKey, Data, ElementKey, ElementValue, Expr, FibResult, HeaderField, Hook,
-    LookupTarget, MetaKey, Packed, PayloadBase, Reg, Value, Verdict, ct_state,
+    LookupTarget, MetaKey, NatKind, Packed, PayloadBase, Reg, Value, Verdict, ct_state,
 };
-use super::super::object::{ObjectKey, ObjectValue, SetId};
+use super::super::object::{ObjectKey, ObjectValue, SetId, Spread};
 use super::{Origin, Packet, Rules, TraceError};
 
 /// How a hook ended.
@@ -16,6 +16,8 @@ pub(super) enum Outcome {
     Dropped,
     Rejected,
     Masqueraded,
+    /// The destination was rewritten.
+    Translated(SocketAddr),
 }
 
 /// Where evaluation stands after a rule or chain.
@@ -35,11 +37,24 @@ pub(super) struct Machine<'a> {
     packet: Packet,
     mark: u32,
     registers: [u8; 64],
+    /// What the next random number is, and how many there could have been.
+    choice: u32,
+    choices: u32,
 }
 
 impl<'a> Machine<'a> {
     pub(super) fn new(rules: Rules<'a>, packet: &Packet) -> Self {
-        Machine { rules, packet: *packet, mark: 0, registers: [0; 64] }
+        Machine { rules, packet: *packet, mark: 0, registers: [0; 64], choice: 0, choices: 1 }
+    }
+
+    /// What every random number will be.
+    pub(super) fn choose(&mut self, choice: u32) {
+        self.choice = choice;
+    }
+
+    /// How many different numbers could have been drawn.
+    pub(super) fn choices(&self) -> u32 {
+        self.choices
     }
 
     /// Run every base chain of a type at a hook, in order of priority.
@@ -72,13 +87,20 @@ impl<'a> Machine<'a> {
 
     fn run_chain(&mut self, name: &str) -> Result<Flow, TraceError> {
         let table = self.rules.table;
-        let Some(chain) = table.chains.get(name) else {
+        let spread = Spread::from_chain(name, self.packet.dst.is_ipv6()).map(ObjectKey::Spread);
+        let spread = spread.and_then(|key| self.rules.applied.get(&key));
+        let rules = match (table.chains.get(name), spread) {
+            (Some(chain), _) => Some(&chain.rules),
+            (None, Some(ObjectValue::Spread(rules))) => Some(rules),
+            _ => None,
+        };
+        let Some(rules) = rules else {
             return Err(TraceError {
                 chain: name.to_owned(),
                 expression: "a jump into it: no such chain".to_owned(),
             });
         };
-        for rule in &chain.rules {
+        for rule in rules {
             match self.run_rule(name, &rule.exprs)? {
                 Flow::Next => {}
                 Flow::Return => return Ok(Flow::Next),
@@ -147,6 +169,15 @@ impl<'a> Machine<'a> {
             }
             Expr::Lookup { set, src, target } => return self.lookup(set, *src, *target).ok_or_else(unknown),
             Expr::Verdict(verdict) => Some(follow(verdict)),
+            Expr::Numgen { modulus, dst, .. } | Expr::Jhash { modulus, dst, .. } => {
+                self.choices = *modulus;
+                self.load(*dst, &(self.choice % (*modulus).max(1)).to_ne_bytes());
+                None
+            }
+            Expr::Nat { kind: NatKind::Dnat, ipv6, addr: Some(addr), port: Some(port), .. } => {
+                let to = self.socket_address(*ipv6, *addr, *port).ok_or_else(unknown)?;
+                Some(Flow::End(Outcome::Translated(to)))
+            }
             Expr::Masquerade { .. } => Some(Flow::End(Outcome::Masqueraded)),
             Expr::Reject(_) => Some(Flow::End(Outcome::Rejected)),
             _ => return Err(unknown()),
@@ -238,6 +269,16 @@ impl<'a> Machine<'a> {
     fn bytes(&self, src: Reg, len: usize) -> &[u8] {
         let start = usize::from(src.0) * 4;
         self.registers.get(start..start + len).unwrap_or_default()
+    }
+
+    fn socket_address(&self, ipv6: bool, addr: Reg, port: Reg) -> Option<SocketAddr> {
+        let ip: IpAddr = if ipv6 {
+            <[u8; 16]>::try_from(self.bytes(addr, 16)).ok()?.into()
+        } else {
+            <[u8; 4]>::try_from(self.bytes(addr, 4)).ok()?.into()
+        };
+        let port = u16::from_be_bytes(self.bytes(port, 2).try_into().ok()?);
+        Some(SocketAddr::new(ip, port))
     }
 
     fn word(&self, src: Reg) -> u32 {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::chains::{ChainConfig, PodInterface};
+use super::super::desired::BackEnd;
 use super::super::ipvs::Scheduler;
 use super::super::model::{ServicePortState, Target};
 use super::super::render_ipvs;
@@ -197,8 +198,30 @@ fn an_external_address_of_the_host_is_served_but_stays_the_host_s() {
     assert!(world.applied.get(&ObjectKey::Address(addr(NODE_IP))).is_none());
 }
 
+#[test]
+fn nftables_mode_tells_clients_apart_where_ipvs_cannot() {
+    let mut world = World::nftables(chain_config());
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.1", "externalTrafficPolicy": "Local",
+        "internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP", "ports": [{"name": "p", "port": 80, "nodePort": 30080}]});
+    world.service("web", spec, &[]).endpoints("web", &["10.244.1.1 n1", "10.244.2.1 n2"]).settle(true);
+    check(
+        &world,
+        &[
+            (OUTSIDE, "192.168.0.1:30080", "10.244.1.1:8080"),
+            (NODE, "192.168.0.1:30080", "10.244.1.1:8080* 10.244.2.1:8080*"),
+            (POD, "192.168.0.1:30080", "10.244.1.1:8080 10.244.2.1:8080"),
+            (POD, "10.96.0.1:80", "10.244.1.1:8080"),
+            ((Origin::Pod, "10.244.1.1"), "10.96.0.1:80", "10.244.1.1:8080*"),
+            (POD, "10.96.0.1:22", "rejected"),
+            (OUTSIDE, "192.168.0.1:22", "host"),
+        ],
+    );
+    assert_eq!(world.remove_service("web").settle(true).len(), 13);
+    assert!(world.applied.is_empty(), "{:?}", world.applied);
+}
+
 /// What eligibility says for a frontend, in the words of a trace.
-fn expected(state: &ServicePortState, kind: FrontendKind, packet: &Packet) -> Fate {
+fn expected(state: &ServicePortState, kind: FrontendKind, packet: &Packet, mode: BackEnd) -> Fate {
     let pods = "10.244.0.0/16".parse::<crate::service::cidr::Cidr>().unwrap();
     let from_pod = pods.contains(packet.src);
     let node = packet.origin == Origin::Node;
@@ -210,10 +233,11 @@ fn expected(state: &ServicePortState, kind: FrontendKind, packet: &Packet) -> Fa
     }
     let policy = state.policy(kind);
     let inside = kind.is_external() && (node || from_pod);
-    // IPVS has one list for all clients: with local endpoints everyone gets those.
-    let target = match state.target(kind, false) {
-        Target::Drop if inside => state.target(kind, true),
-        target => target,
+    let target = match (mode, state.target(kind, false)) {
+        // IPVS has one list for all clients: with local endpoints everyone gets those.
+        (BackEnd::Ipvs { .. }, Target::Drop) if inside => state.target(kind, true),
+        (BackEnd::Nftables, _) if inside => state.target(kind, true),
+        (_, target) => target,
     };
     let rewritten = match (kind, policy) {
         (FrontendKind::ClusterIp, _) => node || !from_pod,
@@ -268,19 +292,21 @@ proptest! {
 
     #[test]
     fn a_trace_of_the_rules_says_what_eligibility_said(spec in arbitrary_service(), endpoints in arbitrary_endpoints()) {
-        let mut world = World::new();
         let list: Vec<&str> = endpoints.iter().map(String::as_str).collect();
-        world.service("web", spec, &["198.51.100.1"]).endpoints("web", &list).settle(true);
+        for mut world in [World::new(), World::nftables(chain_config())] {
+        let mode = world.desired.back_end();
+        world.service("web", spec.clone(), &["198.51.100.1"]).endpoints("web", &list).settle(true);
         let clients = [POD, NODE, OUTSIDE, (Origin::Pod, "10.244.1.1"), (Origin::Outside, "198.18.0.1")];
         for state in world.table.ports() {
             for (kind, at, port) in render_ipvs::frontends(state, world.desired.node()) {
                 for (origin, src) in clients {
                     let packet = Packet { origin, src: addr(src), dst: SocketAddr::new(at, port), protocol: state.spec.id.name.protocol };
-                    let got = ipvs(world.rules(false), &packet).unwrap();
+                    let got = world.trace(&packet);
                     // `t` alone serves nobody; the same address twice counts once.
-                    prop_assert_eq!(&got, &expected(state, kind, &packet), "{} {:?} {:?}", kind, packet, state);
+                    prop_assert_eq!(&got, &expected(state, kind, &packet, mode), "{:?} {} {:?} {:?}", mode, kind, packet, state);
                 }
             }
+        }
         }
     }
 }
