@@ -71,8 +71,9 @@ impl NodeVm {
         let [ssh_port, node_port] = [free_port()?, free_port()?];
         let (kernel, initrd) = root::kernel(&root)?;
         let console = logs.join("console.log");
+        // `restrict`: the guest reaches nothing beyond itself; only the two forwarded ports lead in.
         let forwards = format!(
-            "user,id=net,hostfwd=tcp:127.0.0.1:{ssh_port}-:22,hostfwd=tcp:127.0.0.1:{node_port}-:{NODE_PORT}"
+            "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{ssh_port}-:22,hostfwd=tcp:127.0.0.1:{node_port}-:{NODE_PORT}"
         );
         let drive = |path: &Path, rest: &str| {
             ["-drive".to_owned(), format!("file={},if=virtio,format=raw,{rest}", path.display())]
