@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use longshore_core::ids::ContainerId;
+use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::step::Hook;
 use longshore_core::pod::{plan, snapshot, status};
 use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
@@ -31,10 +32,11 @@ use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
-use crate::pods::{Clock, Deps, Planner, Pods, PodsView, Records, StartGate};
+use crate::pods::{Clock, Deps, Planner, PodRecord, Pods, PodsView, Records, StartGate};
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;
+use crate::process;
 use crate::reads::{NodeViews, PodViews};
 use crate::services::StandaloneServices;
 use crate::sources::{ManifestOptions, Manifests, ObjectStore};
@@ -86,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    process::apply(&settings.node);
     let stop = CancellationToken::new();
     supervisor::handle_signals(stop.clone(), || {
         tracing::info!(
@@ -304,7 +307,7 @@ impl NodeHalf {
                 CgroupDriver::Cgroupfs => snapshot::CgroupDriver::Cgroupfs,
             });
         }
-        self.adopt().await?;
+        let remembered = self.adopt().await?;
         tokio::spawn({
             let follower = follower.clone();
             async move { follower.follow_events().await }
@@ -314,7 +317,8 @@ impl NodeHalf {
             let sourcing = self.sourcing.clone();
             let options =
                 ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
-            let manifests = Manifests::start(options, Arc::new(move |change| sourcing.take(change)));
+            let sink = Arc::new(move |change| sourcing.take(change));
+            let manifests = Manifests::start(options, remembered, sink);
             let mut synced = manifests.synced();
             self.sourcing.show(manifests);
             let _ = synced.wait_for(|synced| *synced).await;
@@ -325,8 +329,8 @@ impl NodeHalf {
         Ok(())
     }
 
-    /// What runs and what an earlier run of the daemon knew of it.
-    async fn adopt(&self) -> anyhow::Result<()> {
+    /// What runs and what an earlier run of the daemon knew of it; gives the pods that were wanted then.
+    async fn adopt(&self) -> anyhow::Result<Vec<DesiredPod>> {
         let found = loop {
             match self.follower.observer.list_all(self.follower.clock.now()).await {
                 Ok(found) => break found,
@@ -349,8 +353,10 @@ impl NodeHalf {
         }
         let records = self.records.load()?;
         tracing::info!(running = running.len(), records = records.len(), "adopting");
+        let wanted =
+            records.values().filter(|record| record.deletion.is_none()).map(PodRecord::desired).collect();
         self.pods.found(running, records);
-        Ok(())
+        Ok(wanted)
     }
 
     /// Ends, from time to time, what appeared in the runtime and no source wants; until `stop`.

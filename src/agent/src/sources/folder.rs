@@ -12,7 +12,7 @@ use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::wire::SourceProblem;
 
-use super::object::{Fault, Object, ObjectId, read_document};
+use super::object::{Fault, Kind, Object, ObjectId, read_document};
 use crate::document;
 
 /// Larger files are a problem and are not read, bytes. The API's own limit of an object is 1.5 MiB.
@@ -64,8 +64,6 @@ struct Written {
 struct FileState {
     objects: BTreeMap<ObjectId, Written>,
     problems: Vec<Problem>,
-    /// Not all of the file is understood: it may want more than `objects`.
-    unclear: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +94,21 @@ impl Folder {
             problems: BTreeMap::new(),
             gone: false,
             returned_at: None,
+        }
+    }
+
+    /// What an earlier run of the daemon knew of this folder's pods. A file that cannot be understood
+    /// at the first look then keeps them, as it would have kept them without a restart. To be called
+    /// before the first look; says nothing by itself.
+    pub fn remember(&mut self, pods: impl IntoIterator<Item = DesiredPod>) {
+        for pod in pods {
+            let PodSource::File { path, document } = pod.source else { continue };
+            let Ok(name) = path.strip_prefix(&self.root) else { continue };
+            let key = ObjectKey::new(pod.key.namespace, pod.key.name);
+            let object = Object::Pod { pod: pod.pod, uid: pod.uid };
+            let file = self.files.entry(name.to_owned()).or_default();
+            let written = Written { object, path: path.clone(), document };
+            file.objects.insert(ObjectId { kind: Kind::Pod, key }, written);
         }
     }
 
@@ -145,13 +158,6 @@ impl Folder {
             since: *since,
         };
         self.problems.iter().map(show).collect()
-    }
-
-    /// The files, as paths of their own, that are there and not understood. What runs from one of them
-    /// must not be taken for removed, also right after a start of the daemon.
-    pub fn unclear(&self) -> BTreeSet<PathBuf> {
-        let unclear = self.files.iter().filter(|(_, file)| file.unclear);
-        unclear.map(|(path, _)| self.root.join(path)).collect()
     }
 
     /// Files and objects, for the node's overview.
@@ -251,7 +257,6 @@ impl FileState {
             0 => "",
             _ => "; its objects stay as they were",
         };
-        self.unclear = true;
         self.problems = vec![Problem { place, object: None, message: format!("{message}{kept}") }];
     }
 
@@ -264,7 +269,6 @@ impl FileState {
             // An editor truncates before it writes; and an emptied file is more often an accident.
             if self.objects.is_empty() {
                 self.problems.clear();
-                self.unclear = false;
             } else {
                 self.keep(shown, 0, "is empty; remove the file to end its objects".to_owned());
             }
@@ -290,7 +294,6 @@ impl FileState {
                 }
             }
         }
-        self.unclear = faulty;
         if faulty {
             // What a mistake hides must not look removed.
             for (id, old) in before {
@@ -327,7 +330,6 @@ fn change_to(id: &ObjectId, written: &Written, now: Timestamp) -> Change {
 }
 
 fn change_to_gone(id: &ObjectId) -> Option<Change> {
-    use super::object::Kind;
     let key = id.key.clone();
     match id.kind {
         Kind::ConfigMap => Some(Change::ConfigMap(key, None)),

@@ -152,12 +152,10 @@ fn a_mistake_loses_nothing() {
         assert_eq!(run(&mut folder, &looks), ["+pod b:1 @/m/g.yaml#1"], "{name}: other files go on");
         let messages = messages(&folder);
         assert!(messages.iter().any(|message| message.contains(expected)), "{name}: {messages:?}");
-        assert_eq!(folder.unclear(), [PathBuf::from("/m/f.yaml")].into(), "{name}");
-        // The same file right after a start: nothing of it is known, and it still may want what runs.
-        let mut fresh = super::Folder::new(Path::new("/m"));
-        run(&mut fresh, &[scan(&[("f.yaml", text)])]);
-        let said_something = !matches!(*name, "empty" | "only comments");
-        assert_eq!(fresh.unclear().contains(Path::new("/m/f.yaml")), said_something, "{name}");
+        // The same file right after a restart of the daemon: what it had is remembered and goes on.
+        let mut restarted = super::Folder::new(Path::new("/m"));
+        restarted.remember([remembered(&pod("a", "a:1"))]);
+        assert_eq!(run(&mut restarted, &[scan(&[("f.yaml", text)])]), ["+pod a:1 @/m/f.yaml#1"], "{name}");
         // Mended: nothing had happened.
         assert_eq!(
             words(folder.apply(scan(&[("f.yaml", &good), ("g.yaml", "=")]), at(9))),
@@ -165,6 +163,31 @@ fn a_mistake_loses_nothing() {
             "{name}"
         );
         assert_eq!(folder.problems(), [], "{name}");
+    }
+}
+
+/// The one pod of a text, as a record of an earlier run has it.
+fn remembered(text: &str) -> DesiredPod {
+    let change = folder().apply(scan(&[("f.yaml", text)]), at(0)).pop();
+    let Some(Change::Pod(desired)) = change else { panic!("one pod: {change:?}") };
+    *desired
+}
+
+#[test]
+fn what_is_remembered_wants_nothing_by_itself() {
+    let a1 = pod("a", "a:1");
+    let cases: &[(&[(&str, &str)], &[&str])] = &[
+        // Gone or edited while the daemon was away: the end of the old life is told by whoever found it.
+        (&[], &[]),
+        (&[("f.yaml", &pod("a", "a:2"))], &["+pod a:2 @/m/f.yaml#1"]),
+        (&[("f.yaml", &a1)], &["+pod a:1 @/m/f.yaml#1"]),
+        (&[("g.yaml", &a1)], &["+pod a:1 @/m/g.yaml#1"]),
+    ];
+    for (files, expected) in cases {
+        let mut folder = folder();
+        folder.remember([remembered(&a1)]);
+        assert_eq!(run(&mut folder, &[scan(files)]), *expected, "{files:?}");
+        assert_eq!(folder.problems(), []);
     }
 }
 

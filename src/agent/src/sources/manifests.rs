@@ -1,7 +1,7 @@
 //! Watches a folder of manifests: inotify for speed, a regular listing as the audit, and one
 //! `Folder` that decides what it all means. Only looking and waiting happen here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io::Read;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use jiff::Timestamp;
-use longshore_core::pod::desired::PodSource;
+use longshore_core::pod::desired::DesiredPod;
 use longshore_core::wire::SourceProblem;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,16 +52,19 @@ pub struct Manifests {
 struct Shared {
     problems: Vec<SourceProblem>,
     summary: String,
-    unclear: BTreeSet<PathBuf>,
 }
 
 impl Manifests {
     /// Starts to watch. The folder need not be there yet.
-    pub fn start(options: ManifestOptions, sink: Sink) -> Self {
+    /// `remembered` are the pods an earlier run of the daemon had from it: they outlive a file that is
+    /// broken at this moment.
+    pub fn start(options: ManifestOptions, remembered: Vec<DesiredPod>, sink: Sink) -> Self {
+        let mut folder = Folder::new(&options.folder);
+        folder.remember(remembered);
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (synced_sender, synced) = watch::channel(false);
         let watcher = Watcher {
-            folder: Folder::new(&options.folder),
+            folder,
             options,
             sink,
             shared: shared.clone(),
@@ -80,13 +83,6 @@ impl Manifests {
     /// What is wrong with the folder's files now.
     pub fn problems(&self) -> Vec<SourceProblem> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).problems.clone()
-    }
-
-    /// Whether what came from this file may still be wanted by it: the file is there and is not
-    /// understood. After a start of the daemon nothing from such a file may be ended.
-    pub fn may_want(&self, source: &PodSource) -> bool {
-        let PodSource::File { path, .. } = source else { return false };
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).unclear.contains(path)
     }
 
     /// `manifests /etc/longshore/manifests: 12 files, 20 objects`.
@@ -190,7 +186,6 @@ impl Watcher {
             tracing::warn!(place = problem.place, object = problem.object, "{}", problem.message);
         }
         shared.problems = problems;
-        shared.unclear = self.folder.unclear();
         let folder = self.options.folder.display();
         shared.summary = format!("manifests {folder}: {files} files, {objects} objects");
     }

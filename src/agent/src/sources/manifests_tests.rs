@@ -36,7 +36,7 @@ impl World {
             }
         });
         let options = ManifestOptions { folder, audit_period: Duration::from_secs(3600) };
-        let manifests = Manifests::start(options, sink);
+        let manifests = Manifests::start(options, Vec::new(), sink);
         Self { dir, heard, manifests }
     }
 
@@ -131,24 +131,11 @@ async fn what_is_no_file_or_too_large_is_named_and_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_file_broken_at_the_start_may_still_want_what_runs() {
-    let world = World::new(&[("a.yaml", "kind: Pod\nspec: ["), ("b.yaml", &pod("b", "b:1"))]);
-    world.manifests.synced().wait_for(|synced| *synced).await.unwrap();
-    let of = |name: &str| PodSource::File { path: world.path(name), document: 1 };
-    assert!(world.manifests.may_want(&of("a.yaml")));
-    assert!(!world.manifests.may_want(&of("b.yaml")) && !world.manifests.may_want(&of("gone.yaml")));
-    assert!(!world.manifests.may_want(&PodSource::Runtime));
-    fs::write(world.path("a.yaml"), pod("a", "a:1")).unwrap();
-    world.hears(&["+b:1", "+a:1"]).await;
-    world.until("clear", |world| !world.manifests.may_want(&of("a.yaml"))).await;
-}
-
-#[tokio::test]
 async fn a_folder_that_is_not_there_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("later");
     let options = ManifestOptions { folder: folder.clone(), audit_period: Duration::from_millis(50) };
-    let manifests = Manifests::start(options, Arc::new(|_| {}));
+    let manifests = Manifests::start(options, Vec::new(), Arc::new(|_| {}));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!*manifests.synced().borrow(), "nothing may be cleaned up before the folder was seen");
     fs::create_dir(&folder).unwrap();
