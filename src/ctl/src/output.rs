@@ -99,6 +99,9 @@ pub fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
+/// A wrapped column narrower than this cannot be read.
+const MIN_WRAPPED: usize = 20;
+
 /// Rows under headings. The last column takes what is left of the line and wraps; a heading that
 /// starts with `*` may shrink and wrap as well.
 #[derive(Debug)]
@@ -128,7 +131,9 @@ impl Rows {
         table.set_content_arrangement(ContentArrangement::Disabled);
         let natural = self.natural_width();
         let last = self.headings.len().saturating_sub(1);
-        if let Some(width) = screen.width.filter(|width| natural > usize::from(*width)) {
+        if let Some(width) =
+            screen.width.filter(|width| natural > usize::from(*width) && self.can_fit(*width))
+        {
             table.set_content_arrangement(ContentArrangement::Dynamic);
             table.set_width(width);
         }
@@ -157,13 +162,29 @@ impl Rows {
     }
 
     fn natural_width(&self) -> usize {
-        (0..self.headings.len())
+        (0..self.headings.len()).map(|index| 2 + self.column_width(index)).sum::<usize>().saturating_sub(2)
+    }
+
+    fn column_width(&self, index: usize) -> usize {
+        let cells = self.rows.iter().map(|row| row[index].chars().count());
+        cells.chain([self.headings[index].len()]).max().unwrap_or(0)
+    }
+
+    /// Whether wrapping columns keep a readable width. Else the terminal breaks the lines, as it does
+    /// with kubectl's: better than a column of two letters.
+    fn can_fit(&self, width: u16) -> bool {
+        let last = self.headings.len().saturating_sub(1);
+        let wraps = |index: usize| index == last || self.headings[index].starts_with('*');
+        let needed: usize = (0..self.headings.len())
             .map(|index| {
-                let cells = self.rows.iter().map(|row| row[index].chars().count());
-                2 + cells.chain([self.headings[index].len()]).max().unwrap_or(0)
+                2 + if wraps(index) {
+                    self.column_width(index).min(MIN_WRAPPED)
+                } else {
+                    self.column_width(index)
+                }
             })
-            .sum::<usize>()
-            .saturating_sub(2)
+            .sum();
+        needed <= usize::from(width) + 2
     }
 }
 
@@ -244,6 +265,12 @@ mod tests {
              \u{20}                       registry.example/db:1 to\n\
              \u{20}                       be pulled\n"
         );
+    }
+
+    #[test]
+    fn a_terminal_too_narrow_to_wrap_in_gets_whole_lines() {
+        let natural = sample().render(&screen(None), |_, _| Paint::Plain);
+        assert_eq!(sample().render(&screen(Some(40)), |_, _| Paint::Plain), natural);
     }
 
     #[test]
