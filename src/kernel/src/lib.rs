@@ -5,13 +5,19 @@
 //! Effects only: what the kernel should hold is decided in `longshore-core`. The only crate of the
 //! workspace with `unsafe`, each block allowed by itself and with its reason.
 
+pub mod capabilities;
 pub mod cgroup;
+pub mod conntrack;
+pub mod disk;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod ipvs;
 pub mod modules;
+pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod probe;
+pub mod proc;
 pub mod route;
 pub mod sysctl;

@@ -146,6 +146,15 @@ impl Routes for FakeRoutes {
         Ok(())
     }
 
+    async fn set_up(&self, link: &Link, up: bool) -> Result<(), RouteError> {
+        let op = format!("device {}: set {}", link.name, if up { "up" } else { "down" });
+        self.check(&op)?;
+        let mut inner = self.lock();
+        let known = inner.links.iter_mut().find(|known| known.index == link.index);
+        known.ok_or_else(|| refused(&op, Errno::ENODEV))?.up = up;
+        Ok(())
+    }
+
     async fn change_addresses(&self, link: &Link, ops: &[AddressOp]) -> Vec<Result<(), RouteError>> {
         let change = |op: &AddressOp| {
             let text = op.describe(link);

@@ -144,6 +144,9 @@ pub trait Routes: Send + Sync {
     /// Make sure that no device of this name exists; its addresses go with it.
     async fn remove_device(&self, name: &str) -> Result<(), RouteError>;
 
+    /// Bring a device up or down; a success when it is so already.
+    async fn set_up(&self, link: &Link, up: bool) -> Result<(), RouteError>;
+
     /// Change a device's addresses; each operation has its own outcome and is a success when there is
     /// nothing to do. The result is as long as `ops`.
     async fn change_addresses(&self, link: &Link, ops: &[AddressOp]) -> Vec<Result<(), RouteError>>;

@@ -11,7 +11,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use nix::errno::Errno;
-use rtnetlink::{Handle, LinkDummy, LinkVeth};
+use rtnetlink::{Handle, LinkDummy, LinkUnspec, LinkVeth};
 
 use super::{AddressOp, IpFamily, Link, LinkAddress, RouteError, Routes};
 use crate::netlink::Refusal;
@@ -155,6 +155,15 @@ impl Routes for RealRoutes {
             Err(RouteError::Refused { source, .. }) if source.errno == Errno::ENODEV => Ok(()),
             outcome => outcome,
         }
+    }
+
+    async fn set_up(&self, link: &Link, up: bool) -> Result<(), RouteError> {
+        let message = LinkUnspec::new_with_index(link.index);
+        let message = if up { message.up() } else { message.down() };
+        let outcome = self.handle.link().set(message.build()).execute().await;
+        outcome.map_err(|err| {
+            failure(format!("device {}: set {}", link.name, if up { "up" } else { "down" }), err)
+        })
     }
 
     async fn change_addresses(&self, link: &Link, ops: &[AddressOp]) -> Vec<Result<(), RouteError>> {
