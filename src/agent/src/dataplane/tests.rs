@@ -371,6 +371,9 @@ impl Routes for Dying {
     async fn remove_device(&self, name: &str) -> Result<(), RouteError> {
         self.node.routes.remove_device(name).await
     }
+    async fn set_up(&self, link: &Link, up: bool) -> Result<(), RouteError> {
+        self.node.routes.set_up(link, up).await
+    }
     async fn change_addresses(&self, link: &Link, ops: &[AddressOp]) -> Vec<Result<(), RouteError>> {
         let mut outcomes = Vec::new();
         for op in ops {
