@@ -246,6 +246,31 @@ fn every_object_reads_back_as_it_was_written() {
     });
 }
 
+/// People look at tables with `nft`; ours must not be gibberish to it.
+#[test]
+fn the_nft_program_lists_what_we_write() {
+    let has_nft = std::process::Command::new("nft").arg("--version").output().is_ok();
+    if !has_nft {
+        return common::skip("nft", "the nft program is not installed");
+    }
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        converge(&nft, Some(&everything())).await;
+        // A child of this thread, and so in its network namespace.
+        let output = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success());
+        for expected in [
+            "10.96.0.1 . tcp . 80 : goto n3",
+            "\"eth0\" : return",
+            "masquerade fully-random comment \"Service traffic that needs its source rewritten\"",
+        ] {
+            assert!(text.contains(expected), "{expected}");
+        }
+    });
+}
+
 #[test]
 fn inet_and_ip6_tables_work_too() {
     common::in_new_netns(|| async {

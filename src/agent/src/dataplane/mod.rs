@@ -3,6 +3,7 @@
 //! the daemon holds; decisions are in core, effects in `kernel`.
 
 mod engine;
+mod flows;
 mod inbox;
 mod kernel;
 mod task;
@@ -30,6 +31,7 @@ use crate::admin::ServiceReads;
 use crate::config::{self, DataplaneSettings};
 use crate::pods::Clock;
 pub use engine::Engine;
+pub use flows::{TrackedFlows, kernel_flows};
 use inbox::Inbox;
 pub use kernel::{Kernel, KernelError, OpenKernel, UdpFlows};
 

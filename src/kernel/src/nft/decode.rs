@@ -3,8 +3,8 @@
 //! unknown parts named.
 
 use longshore_core::ruleset::nft::{
-    BaseChain, Data, Element, ElementKey, ElementValue, MapType, Packed, Policy, Rule, SetFlags, SetSpec,
-    TableKey,
+    BaseChain, Data, Element, ElementKey, ElementValue, FieldType, MapType, Packed, Policy, Rule, SetFlags,
+    SetSpec, TableKey,
 };
 
 use super::expr::{self, CounterValue};
@@ -72,17 +72,9 @@ pub fn parse_rule(payload: &[u8]) -> Result<(String, Rule, Option<CounterValue>)
     Ok((chain, rule, counter))
 }
 
-/// Userdata of libnftnl: type, length, value, one after the other.
-fn comment(mut userdata: &[u8]) -> Option<String> {
-    while let [kind, len, rest @ ..] = userdata {
-        let (value, tail) = rest.split_at_checked(usize::from(*len))?;
-        if *kind == wire::UDATA_COMMENT {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return String::from_utf8(text.to_vec()).ok();
-        }
-        userdata = tail;
-    }
-    None
+fn comment(userdata: &[u8]) -> Option<String> {
+    let value = wire::userdata_value(userdata, wire::UDATA_COMMENT)?;
+    String::from_utf8(value.strip_suffix(&[0]).unwrap_or(value).to_vec()).ok()
 }
 
 /// A set or map; `None` for an anonymous one, an object map, or types this program does not write.
@@ -91,14 +83,20 @@ pub fn parse_set(payload: &[u8]) -> Result<Option<(String, SetSpec)>, Malformed>
     let name = text(&attributes, attr::SET_NAME)?;
     let word = |kind| attributes.find(kind)?.map(|attribute| attribute.be32()).transpose();
     let flags = word(attr::SET_FLAGS)?.unwrap_or_default();
-    let key = word(attr::SET_KEY_TYPE)?.and_then(wire::fields_from);
+    let own = attributes.find(attr::SET_USERDATA)?.and_then(|userdata| wire::own_types(userdata.value));
+    // Userdata that contradicts the types is not ours.
+    let fields = |number: u32, own: Option<Vec<FieldType>>| {
+        own.filter(|own| wire::type_number(own) == number).or_else(|| wire::fields_from(number))
+    };
+    let (own_key, own_data) = own.unzip();
+    let key = word(attr::SET_KEY_TYPE)?.and_then(|number| fields(number, own_key));
     let Some(key) = key.filter(|_| flags & (set_flag::ANONYMOUS | set_flag::OBJECT) == 0) else {
         return Ok(None);
     };
     let map = match (flags & set_flag::MAP != 0, word(attr::SET_DATA_TYPE)?) {
         (false, _) => None,
         (true, Some(wire::DATA_TYPE_VERDICT)) => Some(MapType::Verdict),
-        (true, number) => match number.and_then(wire::fields_from) {
+        (true, number) => match number.and_then(|number| fields(number, own_data)) {
             Some(fields) => Some(MapType::Fields(fields)),
             None => return Ok(None),
         },
@@ -227,7 +225,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use longshore_core::ruleset::nft::{
-        Expr, Family, FieldType, MetaKey, NftBatch, NftOp, NumgenMode, Reg, Value, Verdict,
+        Expr, Family, MetaKey, NftBatch, NftOp, NumgenMode, Reg, Value, Verdict,
     };
     use proptest::prelude::*;
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use longshore_core::ruleset::nft::{
-    BaseChain, Data, Element, ElementKey, ElementValue, Expr, MapType, NftBatch, NftOp, Packed, Policy, Rule,
-    SetSpec, fields_len,
+    BaseChain, Data, Element, ElementKey, ElementValue, Expr, FieldType, MapType, NftBatch, NftOp, Packed,
+    Policy, Rule, SetSpec, fields_len,
 };
 
 use super::expr;
@@ -257,6 +257,14 @@ pub(super) fn encode_set(builder: &mut Builder, spec: &SetSpec, id: u32) {
     }
     if let Some(timeout) = spec.timeout_ms {
         builder.be64(attr::SET_TIMEOUT, timeout);
+    }
+    let data: &[FieldType] = match &spec.map {
+        Some(MapType::Fields(fields)) => fields,
+        _ => &[],
+    };
+    let userdata = wire::set_userdata(&spec.key, data);
+    if !userdata.is_empty() {
+        builder.bytes(attr::SET_USERDATA, &userdata);
     }
     builder.be32(attr::SET_ID, id);
 }

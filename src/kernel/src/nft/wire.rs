@@ -80,6 +80,7 @@ pub(super) mod attr {
     pub(in super::super) const SET_DESC: u16 = 9;
     pub(in super::super) const SET_ID: u16 = 10;
     pub(in super::super) const SET_TIMEOUT: u16 = 11;
+    pub(in super::super) const SET_USERDATA: u16 = 13;
     pub(in super::super) const DESC_SIZE: u16 = 1;
     pub(in super::super) const DESC_CONCAT: u16 = 2;
     pub(in super::super) const FIELD_LEN: u16 = 1;
@@ -122,6 +123,11 @@ pub(super) const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 pub(super) const OBJECT_COUNTER: u32 = 1;
 /// `NFTNL_UDATA_RULE_COMMENT` of libnftnl: how `nft` finds a rule's comment.
 pub(super) const UDATA_COMMENT: u8 = 0;
+/// `NFTNL_UDATA_SET_KEYBYTEORDER` of libnftnl, and nft's value for host order.
+const UDATA_KEY_BYTE_ORDER: u8 = 0;
+const BYTE_ORDER_HOST: u32 = 1;
+/// Userdata of a set that is only ours; libnftnl passes over types it does not know.
+const UDATA_OWN_TYPES: u8 = 0xf0;
 /// nft's TYPE_BITS: concatenated types are 6 bits each.
 const TYPE_BITS: u32 = 6;
 
@@ -142,9 +148,54 @@ pub(super) const fn family_from(number: u8) -> Option<Family> {
     }
 }
 
-/// nft's number of a concatenated type.
+/// nft's number of a concatenated type. An index is shown as a mark: both are words in host order, and
+/// nft 1.0.6 stops with an assertion at an `integer` in a concatenation.
 pub(super) fn type_number(fields: &[FieldType]) -> u32 {
-    fields.iter().fold(0, |number, field| number << TYPE_BITS | field.number())
+    let shown = |field: &FieldType| match field {
+        FieldType::Index => FieldType::Mark.number(),
+        field => field.number(),
+    };
+    fields.iter().fold(0, |number, field| number << TYPE_BITS | shown(field))
+}
+
+/// Userdata of a set: for nft, that a lone key is in host order (else it shows names and marks turned
+/// round); for ourselves, the types where nft's numbers do not tell an index from a mark.
+pub(super) fn set_userdata(key: &[FieldType], data: &[FieldType]) -> Vec<u8> {
+    let mut userdata = Vec::new();
+    if let [FieldType::Mark | FieldType::IfName | FieldType::Index] = key {
+        userdata.extend_from_slice(&[UDATA_KEY_BYTE_ORDER, 4]);
+        userdata.extend_from_slice(&BYTE_ORDER_HOST.to_ne_bytes());
+    }
+    if key.contains(&FieldType::Index) || data.contains(&FieldType::Index) {
+        let numbers =
+            |fields: &[FieldType]| fields.iter().map(|field| field.number() as u8).collect::<Vec<_>>();
+        let types = [numbers(key), vec![0], numbers(data)].concat();
+        userdata.extend_from_slice(&[UDATA_OWN_TYPES, types.len() as u8]);
+        userdata.extend(types);
+    }
+    userdata
+}
+
+/// The types of key and data from userdata of ours.
+pub(super) fn own_types(userdata: &[u8]) -> Option<(Vec<FieldType>, Vec<FieldType>)> {
+    let types = userdata_value(userdata, UDATA_OWN_TYPES)?;
+    let split = types.iter().position(|number| *number == 0)?;
+    let fields = |numbers: &[u8]| -> Option<Vec<FieldType>> {
+        numbers.iter().map(|number| FieldType::from_number(u32::from(*number))).collect()
+    };
+    Some((fields(&types[..split])?, fields(&types[split + 1..])?))
+}
+
+/// The value of one kind in userdata as libnftnl has it: type, length, value, one after the other.
+pub(super) fn userdata_value(mut userdata: &[u8], wanted: u8) -> Option<&[u8]> {
+    while let [kind, len, rest @ ..] = userdata {
+        let (value, tail) = rest.split_at_checked(usize::from(*len))?;
+        if *kind == wanted {
+            return Some(value);
+        }
+        userdata = tail;
+    }
+    None
 }
 
 /// The fields of a concatenated type; `None` for a type this program does not write.
