@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
 use crate::cgroups;
 use crate::config::Settings;
-use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane};
+use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
 use crate::hooks::HookRunner;
 use crate::images::ImagePuller;
 use crate::journal::Journal;
@@ -144,7 +144,7 @@ fn start_dataplane(
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let kernel = OpenKernel::new(|| Kernel::open(None)).loading(Arc::new(RealModules::default()));
+    let kernel = OpenKernel::new(|| Kernel::open(kernel_flows())).loading(Arc::new(RealModules::default()));
     let (handle, task) = dataplane(config, kernel, Clock::System, stop.clone());
     tokio::spawn(task);
     Ok(handle)
