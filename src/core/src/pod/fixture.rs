@@ -69,6 +69,7 @@ pub(crate) fn node() -> NodeContext {
 }
 
 /// All parts of a snapshot, owned.
+#[derive(Debug)]
 pub(crate) struct Fixture {
     pub now: Timestamp,
     pub desired: DesiredPod,

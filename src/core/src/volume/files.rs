@@ -39,8 +39,7 @@ pub fn published(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<Option<P
         for projection in source.sources.iter().flatten() {
             tree.mode(source.default_mode).projection(projection)?;
         }
-        let secret = source.sources.iter().flatten().any(|projection| projection.secret.is_some());
-        secret
+        source.sources.iter().flatten().any(|projection| projection.secret.is_some())
     } else {
         return Ok(None);
     };

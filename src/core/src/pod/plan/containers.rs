@@ -171,7 +171,7 @@ fn post_start(
 }
 
 /// Ends an instance outside of the pod's own end.
-fn stop(
+pub(super) fn stop(
     draft: &mut Draft<'_, '_>,
     instance: &ObservedContainer,
     grace: Duration,

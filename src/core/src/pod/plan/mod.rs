@@ -45,7 +45,9 @@ pub fn plan(snapshot: &PodSnapshot<'_>) -> Plan {
             draft.probes(probe::targets(&facts, true));
         }
         Lifecycle::Terminated { .. } => release::release(&mut draft),
-        Lifecycle::Released { .. } => release::forget(&mut draft),
+        Lifecycle::Released { .. } => {
+            release::forget(&mut draft);
+        }
     }
     draft.finish(lifecycle)
 }

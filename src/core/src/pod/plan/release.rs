@@ -2,9 +2,11 @@
 //! thinned out or forgotten (behaviours 5, 29, 43).
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::pod::containers::spec;
 use crate::pod::lifecycle::forgets_runtime;
+use crate::pod::observed::{ContainerState, ObservedContainer, SandboxState};
 use crate::pod::step::{Step, StepKind};
 use crate::resources::cgroup_names;
 use crate::resources::qos::qos_class;
@@ -12,9 +14,11 @@ use crate::resources::qos::qos_class;
 use super::draft::Draft;
 use super::{containers, sandbox};
 
+/// What a container gets that was not known to run.
+const STRAY_GRACE: Duration = Duration::from_secs(2);
+
 pub(super) fn release(draft: &mut Draft<'_, '_>) {
-    forget(draft);
-    if !volumes_released(draft) || !cgroup_removed(draft) {
+    if !forget(draft) || !volumes_released(draft) || !cgroup_removed(draft) {
         return;
     }
     if !draft.is_done(StepKind::RemovePodDirs, "") {
@@ -23,11 +27,15 @@ pub(super) fn release(draft: &mut Draft<'_, '_>) {
 }
 
 /// What the runtime still has of the pod: all of it goes with the pod, else only what is too old.
-pub(super) fn forget(draft: &mut Draft<'_, '_>) {
+/// False while something still runs.
+pub(super) fn forget(draft: &mut Draft<'_, '_>) -> bool {
+    if strays_left(draft) {
+        return false;
+    }
     if !forgets_runtime(draft.facts) {
         containers::remove_old(draft);
         sandbox::remove_old(draft);
-        return;
+        return true;
     }
     let observed = draft.facts.snapshot.observed;
     for instance in &observed.containers {
@@ -38,6 +46,26 @@ pub(super) fn forget(draft: &mut Draft<'_, '_>) {
             draft.want(Step::RemoveSandbox { id: sandbox.id.clone() });
         }
     }
+    true
+}
+
+/// A call whose answer was lost may have left something running after the end; it is ended first.
+fn strays_left(draft: &mut Draft<'_, '_>) -> bool {
+    let observed = draft.facts.snapshot.observed;
+    for instance in observed.containers.iter().filter(|instance| instance.may_run()) {
+        if instance.state == ContainerState::Created {
+            containers::remove(draft, instance);
+        } else if !draft.facts.is_busy(&instance.name) {
+            containers::stop(draft, instance, STRAY_GRACE, "its pod has ended".to_owned());
+        }
+    }
+    let up = || observed.sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Ready);
+    if !draft.facts.sandbox_in_use() {
+        for sandbox in up() {
+            draft.want(Step::StopSandbox { id: sandbox.id.clone() });
+        }
+    }
+    observed.containers.iter().any(ObservedContainer::may_run) || up().next().is_some()
 }
 
 /// A folder of the node needs no release; all others do, whether this agent set them up or one before.

@@ -7,6 +7,8 @@ mod containers;
 mod phase;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
