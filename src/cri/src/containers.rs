@@ -19,7 +19,7 @@ use crate::error::CriError;
 #[async_trait]
 pub trait Containers: Send + Sync {
     /// Creates a container in a ready sandbox; nothing runs yet. `sandbox_spec` is what the sandbox was
-    /// run with.
+    /// run with. `NotFound` is of the image or of the sandbox, also of one that is no longer ready.
     async fn create_container(
         &self,
         sandbox: &SandboxId,

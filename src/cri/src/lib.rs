@@ -19,8 +19,6 @@ pub mod pull_failure;
 pub mod runtime_info;
 pub mod sandboxes;
 pub mod streams;
-#[cfg(all(test, feature = "fake"))]
-mod test_specs;
 
 use std::sync::Arc;
 

@@ -9,6 +9,7 @@ mod in_process;
 mod script;
 mod server;
 mod service;
+pub mod specs;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -286,8 +286,8 @@ impl RuntimeService for FakeRuntime {
         self.serve(Operation::RunPodSandbox, async {
             let now = self.inner.now();
             let mut state = locked(&self.inner.state);
-            let (pod_sandbox_id, change) = state.run_sandbox(request.into_inner(), now)?;
-            self.inner.tell(state, vec![change]);
+            let (pod_sandbox_id, changes) = state.run_sandbox(request.into_inner(), now)?;
+            self.inner.tell(state, changes);
             Ok(v1::RunPodSandboxResponse { pod_sandbox_id })
         })
         .await

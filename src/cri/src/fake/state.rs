@@ -79,7 +79,7 @@ impl State {
         &mut self,
         request: v1::RunPodSandboxRequest,
         now: i64,
-    ) -> Result<(String, Change), Status> {
+    ) -> Result<(String, Vec<Change>), Status> {
         let config = request.config.ok_or_else(|| Status::invalid_argument("sandbox config is nil"))?;
         let name = sandbox_name(&config)?;
         if let Some(holder) =
@@ -99,8 +99,10 @@ impl State {
         let id = self.id('5');
         let sandbox = Sandbox { config, handler: request.runtime_handler, ready: true, created_at: now, ip };
         self.sandboxes.insert(id.clone(), sandbox);
-        let change = Change::of(v1::ContainerEventType::ContainerStartedEvent, &id, &id);
-        Ok((id, change))
+        let kinds =
+            [v1::ContainerEventType::ContainerCreatedEvent, v1::ContainerEventType::ContainerStartedEvent];
+        let changes = kinds.map(|kind| Change::of(kind, &id, &id)).to_vec();
+        Ok((id, changes))
     }
 
     /// 10.88.0.0/16, one after the other.
@@ -147,10 +149,10 @@ impl State {
             Status::not_found(format!("failed to find sandbox id {:?}: not found", request.pod_sandbox_id))
         })?;
         if !sandbox.ready {
-            return Err(Status::unknown(format!(
-                "sandbox container {:?} is not running",
-                request.pod_sandbox_id
-            )));
+            let id = &request.pod_sandbox_id;
+            let text =
+                format!("failed to get sandbox container task: no running task found: task {id} not found");
+            return Err(Status::not_found(text));
         }
         let pod = sandbox_metadata(&sandbox.config)?.clone();
         let metadata =

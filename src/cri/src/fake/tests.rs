@@ -7,13 +7,13 @@ use longshore_core::ids::{ContainerId, SandboxId};
 use longshore_core::pod::observed::{ContainerState, SandboxState};
 use tokio::time::Instant;
 
+use super::specs::{container_spec, sandbox_spec};
 use super::*;
 use crate::containers::ContainerFilter;
 use crate::error::ErrorKind;
 use crate::events::EventKind;
 use crate::images::ImagePull;
 use crate::pull_failure::PullFailure;
-use crate::test_specs::{container_spec, sandbox_spec};
 
 async fn sandbox(runtime: &Runtime, pod: &str) -> SandboxId {
     runtime.sandboxes.run_sandbox(&sandbox_spec(pod, 0)).await.unwrap()
@@ -100,7 +100,7 @@ async fn it_refuses_what_containerd_refuses() {
     runtime.sandboxes.stop_sandbox(&at.0).await.unwrap();
     let error =
         containers.create_container(&at.0, &container_spec("web", "app", 1), &sandbox_spec("web", 0)).await;
-    assert_eq!(kind(error.unwrap_err()), ErrorKind::Other, "the sandbox is not ready");
+    assert_eq!(kind(error.unwrap_err()), ErrorKind::NotFound, "the sandbox is not ready");
     assert_eq!(ended(&state(&runtime, &at).await), (137, "Error"), "stopping the sandbox killed it");
     let command = ["true".to_owned()];
     assert!(runtime.streams.exec_sync(&at.1, &command, None).await.is_err(), "it does not run");
@@ -269,7 +269,7 @@ async fn events_tell_what_happened_and_the_pod_after_it() {
     let mut events = runtime.events.subscribe();
     let heard = tokio::spawn(async move {
         let mut heard = Vec::new();
-        while heard.len() < 5 {
+        while heard.len() < 6 {
             heard.push(events.next().await.unwrap().unwrap());
         }
         heard
@@ -284,6 +284,7 @@ async fn events_tell_what_happened_and_the_pod_after_it() {
         heard.iter().map(|event| (event.kind, event.subject.as_str())).collect();
     let (sandbox, id) = (sandbox.as_str(), id.as_str());
     let wanted = [
+        (EventKind::Created, sandbox),
         (EventKind::Started, sandbox),
         (EventKind::Created, id),
         (EventKind::Started, id),
@@ -291,7 +292,7 @@ async fn events_tell_what_happened_and_the_pod_after_it() {
         (EventKind::Stopped, sandbox),
     ];
     assert_eq!(brief, wanted);
-    let died = &heard[3];
+    let died = &heard[4];
     assert_eq!(died.pod, Some(sandbox_spec("web", 0).uid));
     assert_eq!(ended(&died.containers.as_ref().unwrap()[0].state), (1, "Error"));
 }
@@ -444,7 +445,8 @@ async fn the_client_works_over_a_socket_and_finds_the_runtime_again() {
     let client = CriClient::connect(&server.endpoint(), Timeouts::default()).await.unwrap();
     let runtime = Runtime::new(client);
     let mut events = runtime.events.subscribe();
-    let heard = tokio::spawn(async move { (events.next().await, events.next().await, events) });
+    let heard =
+        tokio::spawn(async move { (events.next().await, events.by_ref().skip(1).next().await, events) });
     // Only the server knows when the subscription stands.
     while fake.inner.events.receiver_count() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;

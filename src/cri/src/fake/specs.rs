@@ -1,4 +1,4 @@
-//! The plainest sandbox and container, for tests of this crate.
+//! The plainest sandbox and container, for tests to change what they are about.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ fn pod_labels(pod: &str) -> BTreeMap<String, String> {
 }
 
 /// Sandbox of pod `default/<pod>` with uid `uid-<pod>`.
-pub(crate) fn sandbox_spec(pod: &str, attempt: u32) -> SandboxSpec {
+pub fn sandbox_spec(pod: &str, attempt: u32) -> SandboxSpec {
     SandboxSpec {
         key: PodKey::new("default", pod),
         uid: PodUid::from(format!("uid-{pod}")),
@@ -52,8 +52,8 @@ pub(crate) fn sandbox_spec(pod: &str, attempt: u32) -> SandboxSpec {
     }
 }
 
-/// Container of that pod, from image `web:1`.
-pub(crate) fn container_spec(pod: &str, name: &str, attempt: u32) -> ContainerSpec {
+/// Container `name` of that pod, from image `web:1`, without limits.
+pub fn container_spec(pod: &str, name: &str, attempt: u32) -> ContainerSpec {
     let mut own_labels = pod_labels(pod);
     own_labels.insert(labels::CONTAINER_NAME.to_owned(), name.to_owned());
     ContainerSpec {
