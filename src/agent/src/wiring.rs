@@ -77,6 +77,26 @@ pub struct NodeHalf {
     pub health: watch::Receiver<RuntimeHealth>,
     dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
+    tasks: Tasks,
+}
+
+/// Tasks of the daemon: all end when it stops.
+#[derive(Clone, Debug)]
+struct Tasks {
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
 }
 
 /// Runs the daemon until SIGTERM. Pods are left as they are.
@@ -113,7 +133,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let dataplane =
         settings.roles.proxy.then(|| start_dataplane(&settings, &world.facts, &stop)).transpose()?;
-    let half = NodeHalf::new(&settings, world, dataplane, &state)?;
+    let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
     let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
@@ -190,7 +210,9 @@ impl NodeHalf {
         world: World,
         dataplane: Option<DataplaneHandle>,
         state: &Path,
+        stop: CancellationToken,
     ) -> anyhow::Result<Self> {
+        let tasks = Tasks { stop: stop.clone() };
         let clock = world.clock;
         let now = clock.now();
         let node = Node::new(node::context(settings, &world.facts, None, now));
@@ -227,9 +249,10 @@ impl NodeHalf {
             records: records.clone(),
             journal,
             metrics: PodMetrics::register(&mut Registry::default()),
+            stop,
         });
         let verdicts = pods.clone();
-        tokio::spawn(prober.run(Arc::new(move |verdict| {
+        tasks.spawn(prober.run(Arc::new(move |verdict| {
             verdicts.verdict(&verdict.pod, verdict.container, verdict.kind, verdict.result);
         })));
         let health = watch::Sender::new(RuntimeHealth {
@@ -256,17 +279,17 @@ impl NodeHalf {
         let to_services = dataplane.is_some().then(|| news.clone());
         let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), to_services));
         if let Some(dataplane) = &dataplane {
-            tokio::spawn(open_the_gate(node.clone(), dataplane.clone()));
+            tasks.spawn(open_the_gate(node.clone(), dataplane.clone()));
             let services = StandaloneServices {
                 dataplane: dataplane.clone(),
                 node: node.clone(),
                 pods: pods.view(),
                 news: service_news,
             };
-            tokio::spawn(services.run());
+            tasks.spawn(services.run());
         }
-        tokio::spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
-        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, dataplane, follower })
+        tasks.spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
+        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, dataplane, follower, tasks })
     }
 
     /// What the admin socket may read of this half.
@@ -290,12 +313,12 @@ impl NodeHalf {
     pub async fn start(&self, settings: &Settings) -> anyhow::Result<()> {
         let follower = self.follower.clone();
         follower.check_once().await;
-        tokio::spawn({
+        self.tasks.spawn({
             let follower = follower.clone();
             async move { follower.keep_checking().await }
         });
-        tokio::spawn(tell_network(self.node.clone(), self.health.clone()));
-        tokio::spawn(self.records.clone().write_all());
+        self.tasks.spawn(tell_network(self.node.clone(), self.health.clone()));
+        self.tasks.spawn(self.records.clone().write_all());
         if !*follower.up.borrow() {
             supervisor::status("waiting for the container runtime");
             // The sender lives in the follower.
@@ -308,11 +331,11 @@ impl NodeHalf {
             });
         }
         let remembered = self.adopt().await?;
-        tokio::spawn({
+        self.tasks.spawn({
             let follower = follower.clone();
             async move { follower.follow_events().await }
         });
-        tokio::spawn(async move { follower.keep_auditing().await });
+        self.tasks.spawn(async move { follower.keep_auditing().await });
         if let Some(folder) = &settings.sources.manifests {
             let sourcing = self.sourcing.clone();
             let options =
@@ -391,3 +414,7 @@ async fn tell_network(node: Node, mut health: watch::Receiver<RuntimeHealth>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "wiring_tests.rs"]
+mod tests;

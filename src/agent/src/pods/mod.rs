@@ -28,7 +28,7 @@ use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 
 use crate::journal::Journal;
 use crate::metrics::PodMetrics;
@@ -76,6 +76,8 @@ pub struct Deps {
     pub records: Records,
     pub journal: Arc<Journal>,
     pub metrics: PodMetrics,
+    /// Ends all workers where they are, with what they have under way; pods are left as they are.
+    pub stop: CancellationToken,
 }
 
 /// Handle on all workers. Cheap to clone.
@@ -87,7 +89,6 @@ pub struct Pods {
 #[derive(Debug)]
 struct Inner {
     deps: Arc<Deps>,
-    tasks: TaskTracker,
     state: Mutex<State>,
 }
 
@@ -114,7 +115,7 @@ struct Entry {
 
 impl Pods {
     pub fn new(deps: Deps) -> Self {
-        let inner = Inner { deps: Arc::new(deps), tasks: TaskTracker::new(), state: Mutex::default() };
+        let inner = Inner { deps: Arc::new(deps), state: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -199,7 +200,7 @@ impl Pods {
         self.inner.deps.view.clone()
     }
 
-    /// Ends no pod; the workers just stop when the runtime does. For tests and a clean shutdown.
+    /// Lives of pods that have a worker.
     pub fn workers(&self) -> usize {
         self.lock().workers.len()
     }
@@ -259,9 +260,13 @@ impl Pods {
         let key = birth.desired.key.clone();
         let worker = Worker::new(deps.clone(), inbox, birth);
         let pods = self.clone();
-        self.inner.tasks.spawn(async move {
-            worker.run().await;
-            pods.ended(&key, &uid);
+        let stop = deps.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = worker.run() => pods.ended(&key, &uid),
+            }
         });
     }
 

@@ -197,6 +197,10 @@ impl Worker {
     fn desire(&mut self, mut desired: DesiredPod) {
         desired.seen_at = self.desired.seen_at;
         desired.deletion = fold::deletion(self.desired.deletion.as_ref(), desired.deletion);
+        if let Some(deletion) = &mut desired.deletion {
+            // A clock that was set back since must not lengthen the grace.
+            deletion.requested_at = deletion.requested_at.min(self.deps.clock.now());
+        }
         if let Some(deletion) = &desired.deletion
             && self.desired.deletion.is_none()
         {
@@ -296,8 +300,8 @@ impl Worker {
             };
             let plan = (self.deps.planner.plan)(&snapshot);
             let status = (self.deps.planner.status)(&snapshot, &plan);
+            let moved = self.move_on(&plan, now);
             self.carry_out(&plan, &node, now);
-            let moved = plan.lifecycle != self.lifecycle;
             self.publish(plan, status, now);
             if !moved {
                 break;
@@ -306,6 +310,19 @@ impl Worker {
         if self.unsaved {
             self.save();
         }
+    }
+
+    /// Takes the plan's lifecycle; answers whether it is another one.
+    fn move_on(&mut self, plan: &Plan, now: Timestamp) -> bool {
+        if plan.lifecycle == self.lifecycle {
+            return false;
+        }
+        let what = events::lifecycle_words(&plan.lifecycle);
+        tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, "{what}");
+        self.deps.view.event(&self.desired.uid, now, what, String::new());
+        self.lifecycle = plan.lifecycle.clone();
+        self.unsaved = true;
+        true
     }
 
     fn carry_out(&mut self, plan: &Plan, node: &Arc<NodeContext>, now: Timestamp) {
@@ -355,13 +372,6 @@ impl Worker {
 
     fn publish(&mut self, plan: Plan, status: PodStatus, now: Timestamp) {
         let uid = &self.desired.uid;
-        if plan.lifecycle != self.lifecycle {
-            let what = events::lifecycle_words(&plan.lifecycle);
-            tracing::info!(pod = %self.desired.key, %uid, "{what}");
-            self.deps.view.event(uid, now, what, String::new());
-            self.lifecycle = plan.lifecycle;
-            self.unsaved = true;
-        }
         if self.prior.as_ref() != Some(&status) {
             for event in events::of_status(self.prior.as_ref(), &status, now) {
                 self.deps.view.event(uid, event.at, event.what, event.detail);

@@ -1,0 +1,396 @@
+//! The whole node half against the fake runtime: manifests in a folder, a paused clock, faults,
+//! and the daemon killed anywhere. What a container is and what time costs comes from the fake.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use clap::Parser;
+use k8s_openapi::api::core::v1::PodStatus;
+use longshore_core::ids::PodKey;
+use longshore_core::wire::PodView;
+use longshore_cri::Operation;
+use longshore_cri::fake::{FakeOptions, FakeRuntime, Run};
+
+use super::*;
+use crate::config::{self, AgentArgs};
+use crate::probes::exec::ContainerExec;
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    args: AgentArgs,
+}
+
+/// Mounts that only remember, as a test may not mount.
+#[derive(Debug, Default)]
+struct NoMounts(Mutex<std::collections::BTreeSet<PathBuf>>);
+
+impl Mounts for NoMounts {
+    fn is_mount_point(&self, path: &Path) -> std::io::Result<bool> {
+        Ok(self.0.lock().unwrap().contains(path))
+    }
+    fn mount_tmpfs(&self, target: &Path, _size: Option<u64>) -> std::io::Result<()> {
+        self.0.lock().unwrap().insert(target.to_path_buf());
+        Ok(())
+    }
+    fn bind(&self, _: std::os::fd::BorrowedFd<'_>, target: &Path, _: bool) -> std::io::Result<()> {
+        self.0.lock().unwrap().insert(target.to_path_buf());
+        Ok(())
+    }
+    fn unmount(&self, target: &Path) -> std::io::Result<()> {
+        self.0.lock().unwrap().remove(target);
+        Ok(())
+    }
+}
+
+/// A node: its disk and its runtime, which outlive daemons.
+struct TestNode {
+    disk: tempfile::TempDir,
+    fake: FakeRuntime,
+    clock: Clock,
+    mounts: Arc<NoMounts>,
+    settings: Settings,
+}
+
+/// One run of the daemon on it.
+struct Daemon {
+    half: NodeHalf,
+    stop: CancellationToken,
+}
+
+impl TestNode {
+    fn new() -> Self {
+        let disk = tempfile::tempdir().unwrap();
+        let at = |name: &str| disk.path().join(name).display().to_string();
+        std::fs::create_dir(disk.path().join("manifests")).unwrap();
+        let line = ["agent", "--standalone", "--manifests", &at("manifests"), "--root-dir", &at("root")];
+        let mut settings = config::load(&Cli::parse_from(line).args).unwrap();
+        settings.pods.pod_logs_dir = disk.path().join("logs");
+        settings.roles.proxy = false;
+        settings.cgroups.per_qos = false;
+        settings.node.name = Some("node".into());
+        // The manifests' source knows only the system's clock; all begin at the same time.
+        let options = FakeOptions { starts_at: jiff::Timestamp::now(), ..FakeOptions::default() };
+        let clock = Clock::following_tokio(options.starts_at);
+        Self { fake: FakeRuntime::new(options), clock, mounts: Arc::default(), disk, settings }
+    }
+
+    fn boot(&self) -> Daemon {
+        let runtime = self.fake.runtime();
+        let exec: Arc<dyn ContainerExec> = Arc::new(RuntimeExec(runtime.streams.clone()));
+        let world = World {
+            clock: self.clock,
+            mounts: self.mounts.clone(),
+            cgroups: Arc::new(cgroups::NoCgroups),
+            hooks: Arc::new(HookRunner::new(exec.clone())),
+            attempt: Arc::new(RealAttempt::new(exec)),
+            runtime,
+            facts: facts(),
+        };
+        let state = make_folders(&self.settings.pods.root_dir).unwrap();
+        let stop = CancellationToken::new();
+        let half = NodeHalf::new(&self.settings, world, None, &state, stop.clone()).unwrap();
+        let (starting, settings, ended) = (half.clone(), self.settings.clone(), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.cancelled() => {}
+                result = starting.start(&settings) => {
+                    result.unwrap();
+                    starting.keep_running(&ended).await;
+                }
+            }
+        });
+        Daemon { half, stop }
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        let path = self.disk.path().join("manifests").join(file);
+        let fresh = self.disk.path().join("fresh");
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(fresh, path).unwrap();
+    }
+
+    fn remove(&self, file: &str) {
+        std::fs::remove_file(self.disk.path().join("manifests").join(file)).unwrap();
+    }
+
+    /// Waits, in the tests' own time, until something holds; how long it took.
+    async fn until(&self, what: &str, limit: u64, holds: impl Fn() -> bool) -> Duration {
+        let begin = tokio::time::Instant::now();
+        while !holds() {
+            assert!(begin.elapsed() < Duration::from_secs(limit), "not so within {limit} s: {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        begin.elapsed()
+    }
+
+    fn pods_on_disk(&self) -> usize {
+        std::fs::read_dir(self.settings.pods.root_dir.join("pods")).unwrap().count()
+    }
+}
+
+impl Daemon {
+    fn pod(&self, name: &str) -> Option<Arc<PodView>> {
+        self.half.pods.view().get(&PodKey::new("default", name))
+    }
+
+    fn status(&self, name: &str) -> PodStatus {
+        self.pod(name).map(|view| view.status.clone()).unwrap_or_default()
+    }
+
+    fn is_ready(&self, name: &str) -> bool {
+        crate::pods::is_ready(&self.status(name))
+    }
+
+    fn phase(&self, name: &str) -> String {
+        self.status(name).phase.unwrap_or_default()
+    }
+
+    /// kill -9: nothing is written or told any more.
+    async fn kill(self) {
+        self.stop.cancel();
+        // Blocking work under way ends on its own, as a system call of a killed process would.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn facts() -> Facts {
+    Facts {
+        hostname: "node".into(),
+        ips: vec!["10.0.0.1".parse().unwrap()],
+        cpus: 2,
+        memory_bytes: 1 << 32,
+        dns: Default::default(),
+        hugepage_sizes: Vec::new(),
+        kernel_version: (6, 12),
+    }
+}
+
+fn manifest(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 5\n\
+         {more}  containers:\n  - {{name: {name}, image: \"example.org/app:1\"}}\n"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_starts_with_few_calls_and_leaves_nothing() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.until("ready for pods", 5, || daemon.half.node.now().network.is_ok()).await;
+    let lists = |node: &TestNode| node.fake.calls(Operation::ListContainers);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let lists_before = lists(&node);
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    assert_eq!(daemon.phase("web"), "Running");
+    assert!(daemon.status("web").pod_ip.is_some());
+    // What a start costs the runtime is asserted, so that it does not grow unseen.
+    let calls = [
+        Operation::RunPodSandbox,
+        Operation::PodSandboxStatus,
+        Operation::CreateContainer,
+        Operation::StartContainer,
+        Operation::PullImage,
+    ];
+    assert_eq!(calls.map(|operation| node.fake.calls(operation)), [1; 5]);
+    assert_eq!(lists(&node), lists_before, "a start needs no listing");
+    assert!(node.fake.calls(Operation::ImageStatus) <= 2);
+
+    node.remove("web.yaml");
+    let took = node.until("gone", 30, || daemon.pod("web").is_none()).await;
+    assert!(took < Duration::from_secs(5), "a container that ends at once waits for no grace: {took:?}");
+    assert_eq!((node.fake.counts(), node.pods_on_disk()), ((0, 0), 0));
+    assert!(!node.disk.path().join("logs/default_web").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_answered_within_a_second_and_then_with_patience() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    let mut pauses = Vec::new();
+    for starts in 2..=4 {
+        assert_eq!(node.fake.kill("web", 1), 1);
+        pauses.push(node.until("started again", 60, || node.fake.starts().len() == starts).await.as_secs());
+        node.until("runs", 5, || daemon.is_ready("web")).await;
+    }
+    assert_eq!(pauses[0], 0, "the first restart is at once");
+    assert!((9..=11).contains(&pauses[1]) && (19..=21).contains(&pauses[2]), "{pauses:?}");
+    let restarts = daemon.status("web").container_statuses.unwrap()[0].restart_count;
+    assert_eq!(restarts, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stubborn_container_gets_its_grace_and_no_more() {
+    let node = TestNode::new();
+    node.fake.script("web", vec![Run::forever().ignores_stop()]);
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    node.remove("web.yaml");
+    let took = node.until("gone", 60, || daemon.pod("web").is_none()).await;
+    assert!((5..=8).contains(&took.as_secs()), "{took:?}");
+    assert_eq!((node.fake.counts(), node.pods_on_disk()), ((0, 0), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_its_config_map_and_says_so() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let volumes = "  volumes: [{name: settings, configMap: {name: late}}]\n";
+    node.write("web.yaml", &manifest("web", volumes));
+    let waits =
+        || daemon.pod("web").is_some_and(|pod| pod.waiting.iter().any(|w| w.message.contains("late")));
+    node.until("says what it waits for", 10, waits).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(node.fake.calls(Operation::StartContainer), 0);
+    node.write("late.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: late}\ndata: {key: value}\n");
+    let took = node.until("Ready", 30, || daemon.is_ready("web")).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_is_away_for_a_minute_costs_no_pod() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    node.fake.go_down();
+    node.until("noticed", 10, || daemon.half.health.borrow().answers.is_err()).await;
+    node.write("late.yaml", &manifest("late", ""));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(daemon.is_ready("web"), "nobody knows of anything wrong with it");
+    let why = longshore_core::why::why_node(&crate::admin::NodeReads::node(&*daemon.half.reads().node));
+    assert!(why.sentence.contains("does not answer, down since"), "{}", why.sentence);
+    node.fake.come_back();
+    let took = node.until("the new pod is Ready", 30, || daemon.is_ready("late")).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(node.fake.starts(), ["web", "late"]);
+    assert!(daemon.is_ready("web"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_one_call_in_ten_failing_all_pods_still_come_and_go() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.until("ready for pods", 5, || daemon.half.node.now().network.is_ok()).await;
+    node.fake.add_random_faults(10);
+    let names: Vec<String> = (0..10).map(|n| format!("pod-{n}")).collect();
+    for name in &names {
+        node.write(&format!("{name}.yaml"), &manifest(name, ""));
+    }
+    node.until("all Ready", 600, || names.iter().all(|name| daemon.is_ready(name))).await;
+    for name in &names {
+        node.remove(&format!("{name}.yaml"));
+    }
+    node.until("all gone", 900, || names.iter().all(|name| daemon.pod(name).is_none())).await;
+    assert_eq!((node.fake.counts(), node.pods_on_disk()), ((0, 0), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_the_daemon_is_seen_by_no_container() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let names: Vec<String> = (0..5).map(|n| format!("pod-{n}")).collect();
+    for name in &names {
+        node.write(&format!("{name}.yaml"), &manifest(name, ""));
+    }
+    node.until("all Ready", 60, || names.iter().all(|name| daemon.is_ready(name))).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ids = |daemon: &Daemon| -> Vec<_> {
+        names.iter().map(|name| daemon.pod(name).map(|pod| pod.observed.containers[0].id.clone())).collect()
+    };
+    let before = ids(&daemon);
+    daemon.kill().await;
+    let changing = [
+        Operation::RunPodSandbox,
+        Operation::StopPodSandbox,
+        Operation::CreateContainer,
+        Operation::StartContainer,
+        Operation::StopContainer,
+        Operation::RemoveContainer,
+        Operation::PullImage,
+    ];
+    let calls = changing.map(|operation| node.fake.calls(operation));
+    let daemon = node.boot();
+    node.until("all there", 10, || names.iter().all(|name| daemon.pod(name).is_some())).await;
+    assert!(names.iter().all(|name| daemon.is_ready(name)), "never seen as anything but Ready");
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    assert_eq!(changing.map(|operation| node.fake.calls(operation)), calls);
+    assert_eq!(ids(&daemon), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_at_any_moment_of_a_start_or_an_end_is_mended_by_the_next_daemon() {
+    // Each call takes 20 ms, so every step is under way at one of these moments.
+    for moment in (0..200).step_by(10) {
+        let node = TestNode::new();
+        node.fake.set_cost_of_all(Duration::from_millis(20));
+        let daemon = node.boot();
+        node.until("ready for pods", 5, || daemon.half.node.now().network.is_ok()).await;
+        node.write("web.yaml", &manifest("web", "  volumes: [{name: v, emptyDir: {medium: Memory}}]\n"));
+        node.until("taken on", 5, || daemon.pod("web").is_some()).await;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        daemon.kill().await;
+
+        let daemon = node.boot();
+        node.until(&format!("Ready, killed at {moment} ms"), 60, || daemon.is_ready("web")).await;
+        assert_eq!(node.fake.running(), ["web"], "killed at {moment} ms");
+        node.remove("web.yaml");
+        node.until("asked to end", 5, || {
+            daemon.pod("web").is_none_or(|pod| {
+                !matches!(pod.lifecycle, longshore_core::pod::lifecycle::Lifecycle::Syncing)
+            })
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        daemon.kill().await;
+
+        let daemon = node.boot();
+        let gone =
+            || node.fake.counts() == (0, 0) && node.pods_on_disk() == 0 && daemon.half.pods.workers() == 0;
+        node.until(&format!("gone, killed {moment} ms into the end"), 60, gone).await;
+        assert!(node.mounts.0.lock().unwrap().is_empty(), "mounts left, killed at {moment} ms");
+        daemon.kill().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_pod_is_remembered_and_not_run_again() {
+    let node = TestNode::new();
+    node.fake.script("job", vec![Run::exits(Duration::from_secs(1), 0)]);
+    let daemon = node.boot();
+    node.write("job.yaml", &manifest("job", "  restartPolicy: Never\n"));
+    node.until("Succeeded", 30, || daemon.phase("job") == "Succeeded").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    daemon.kill().await;
+    let daemon = node.boot();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(daemon.phase("job"), "Succeeded");
+    assert_eq!(node.fake.starts(), ["job"]);
+    node.remove("job.yaml");
+    node.until("gone", 30, || daemon.pod("job").is_none() && node.fake.counts() == (0, 0)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edit_replaces_the_pod_and_back_again() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let first = manifest("web", "");
+    let second = manifest("web", "  hostname: other\n");
+    node.write("web.yaml", &first);
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    let uid = daemon.pod("web").unwrap().uid.clone();
+    node.write("web.yaml", &second);
+    let replaced = || daemon.is_ready("web") && daemon.pod("web").is_some_and(|pod| pod.uid != uid);
+    node.until("replaced", 30, replaced).await;
+    // Back to the first text before the second life is up: the same uid comes to life again.
+    node.write("web.yaml", &first);
+    let back = || daemon.is_ready("web") && daemon.pod("web").is_some_and(|pod| pod.uid == uid);
+    node.until("back", 30, back).await;
+    assert_eq!(node.fake.running().len(), 1);
+    assert_eq!(node.pods_on_disk(), 1);
+}
