@@ -85,19 +85,22 @@ fn log_end(path: &Path) -> io::Result<String> {
 
 /// The text of the last lines of a CRI log (`time stream tag text`), within the bounds.
 fn end_of_log(log: &str) -> String {
-    let mut lines: Vec<&str> = Vec::new();
+    let mut lines: Vec<String> = Vec::new();
     let mut bytes = 0;
     for line in log.lines().rev().take(MAX_LOG_LINES) {
         // A line cut off at the front of what was read has no time stamp and says nothing whole.
-        let Some(text) = line.splitn(4, ' ').nth(3) else { continue };
-        bytes += text.len() + 1;
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (Some(tag), Some(text)) = (parts.next(), parts.next()) else { continue };
+        // The container's line goes on in the next one where the tag is P.
+        let end = if tag.starts_with('P') { "" } else { "\n" };
+        bytes += text.len() + end.len();
         if bytes > MAX_LOG {
             break;
         }
-        lines.push(text);
+        lines.push(format!("{text}{end}"));
     }
     lines.reverse();
-    lines.join("\n")
+    lines.concat()
 }
 
 #[cfg(test)]
@@ -141,7 +144,7 @@ mod tests {
         let cases = [
             ("", 1, "File", ""),
             ("", 0, "FallbackToLogsOnError", ""),
-            ("", 1, "FallbackToLogsOnError", "one\ntwo words"),
+            ("", 1, "FallbackToLogsOnError", "one\ntwo words\n"),
             ("no such database", 1, "FallbackToLogsOnError", "no such database"),
         ];
         for (said, code, policy, wanted) in cases {
