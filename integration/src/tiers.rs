@@ -1,5 +1,6 @@
 //! Runs the test tiers of the design, counts every test and names what was skipped and why.
-//! A test binary belongs to a tier by its file name: `tests/netns_*.rs`, `tests/vm_*.rs`; the rest is tier unit.
+//! A test binary belongs to a tier by its file name: `tests/netns_*.rs`, `tests/node_*.rs`,
+//! `tests/vm_*.rs`; the rest is tier unit.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -11,9 +12,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::native::{self, NativeNode};
 use crate::report::Tally;
 use crate::scenario::suite;
-use crate::{guest, qemu};
+use crate::{guest, images, qemu};
 
 /// One way of running tests, least powerful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -56,7 +58,7 @@ impl Tier {
         match self {
             Tier::Unit => unit(),
             Tier::Netns => netns(),
-            Tier::Node => suite::run_native(None),
+            Tier::Node => node(),
             Tier::Vm => vm(),
         }
     }
@@ -118,6 +120,25 @@ fn not_root() -> Option<String> {
 
 fn missing(programs: &[&str]) -> Option<String> {
     programs.iter().find(|p| !on_path(p)).map(|p| format!("{p} is not installed (scripts/install-deps)"))
+}
+
+/// First the tests that only need the runtime of a native node: their failures explain those of the scenarios.
+fn node() -> Result<Tally> {
+    let mut tally = Tally::default();
+    let options =
+        native::Options { name: "node-tests".to_owned(), binary: None, config: String::new(), images: true };
+    let node = NativeNode::start(&options)?;
+    let runtime = format!("unix://{}", node.path("/run/containerd/containerd.sock").display());
+    for binary in build_tests("node")? {
+        let mut command = Command::new(&binary.path);
+        // Ignored in a plain `cargo test`, which has no runtime.
+        command.args(["--ignored", "--test-threads", "1"]);
+        command.env("LONGSHORE_TEST_RUNTIME", &runtime).env("LONGSHORE_TEST_IMAGE", images::BUSYBOX);
+        tally.add(counted(command, &binary.name)?);
+    }
+    drop(node);
+    tally.add(suite::run_native(None)?);
+    Ok(tally)
 }
 
 /// The kernel-only guest first: it takes seconds and its failures explain those of the node VM.
@@ -199,7 +220,7 @@ fn test_files() -> Result<Vec<(String, String)>> {
 }
 
 fn tier_prefix(test: &str) -> Option<&'static str> {
-    ["netns", "vm"].into_iter().find(|tier| test.split('_').next() == Some(tier))
+    ["netns", "node", "vm"].into_iter().find(|tier| test.split('_').next() == Some(tier))
 }
 
 /// The test binary in mount, network and process namespaces of its own, which end with it. Without root a user

@@ -1,8 +1,8 @@
 //! The client against a real runtime: what the wire and containerd's answers look like, not only ours.
 //!
-//! Ignored unless asked for: `LONGSHORE_TEST_RUNTIME` is its endpoint, `LONGSHORE_TEST_IMAGE` a busybox
-//! image it has. Needs a runtime with CNI and nothing else: every pod is made and removed by its test.
-//! `cargo test -p longshore-cri --test containerd -- --ignored --test-threads=1`
+//! `make test-node` runs it on the native node. By hand: `LONGSHORE_TEST_RUNTIME` is the endpoint,
+//! `LONGSHORE_TEST_IMAGE` a busybox image it has; a runtime with CNI is all it needs, every pod is made and
+//! removed by its test. `cargo test -p longshore-cri --test node_containerd -- --ignored --test-threads=1`
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
