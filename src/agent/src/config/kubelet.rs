@@ -119,8 +119,8 @@ config_fields! {
         "containerLogMaxWorkers" container_log_max_workers: Option<i32> = Some(1), keep, Later, "rotations at a time, 1 or more";
         "containerLogMonitorInterval" container_log_monitor_interval: Option<GoDuration> = Some(secs(10)), keep, Later, "how often logs are measured, 3s or more";
         "configMapAndSecretChangeDetectionStrategy" config_map_and_secret_change_detection_strategy: String = text("Watch"), fill, Later, "Watch, Cache or Get";
-        "systemReserved" system_reserved: Map = Map::new(), keep, Later, "resources kept for the system";
-        "kubeReserved" kube_reserved: Map = Map::new(), keep, Later, "resources kept for Kubernetes' own daemons";
+        "systemReserved" system_reserved: Map = Map::new(), keep, Now, "resources kept for the system; lowers what pods see as allocatable";
+        "kubeReserved" kube_reserved: Map = Map::new(), keep, Now, "the same for Kubernetes\' own daemons";
         "reservedSystemCPUs" reserved_system_cpus: String = String::new(), keep, Later, "CPUs kept for the system (`0-1`)";
         "showHiddenMetricsForVersion" show_hidden_metrics_for_version: String = String::new(), keep, Never, "no metric is hidden";
         "systemReservedCgroup" system_reserved_cgroup: String = String::new(), keep, Later, "cgroup to enforce systemReserved on";

@@ -44,12 +44,13 @@ pub enum ConfigError {
     Kind { place: Place, message: String },
     #[error("--{flag}: {message}")]
     Flag { flag: String, message: String },
+    /// One line per broken rule.
     #[error("{}", list(.0))]
     Rules(Vec<DocumentError>),
 }
 
 fn list(violations: &[DocumentError]) -> String {
-    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// A configuration file of one kind, typed, with its tree for places.

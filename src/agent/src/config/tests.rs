@@ -286,6 +286,7 @@ fn the_command_line_says_what_is_missing() {
         ("--standalone", "give --manifests DIR"),
         ("--kubeconfig /k", "start with --standalone"),
         ("--standalone --manifests /m --roles pods", "\"pods\" is no role"),
+        ("--standalone --manifests /m --roles proxy", "Services alone are not possible in this version"),
         ("--standalone --manifests /m --node-ip 1.2.3.4,5.6.7.8", "one per family"),
         ("--standalone --manifests /m --node-ip host", "\"host\" is not an IP address"),
         ("--standalone --manifests /m --root-dir here", "it must be an absolute path"),
@@ -294,8 +295,8 @@ fn the_command_line_says_what_is_missing() {
         let error = load_with(&[], line).expect_err(line);
         assert!(error.contains(expected), "{line:?} gave {error:?}, not {expected:?}");
     }
-    let settings = load_with(&[], "--standalone --roles proxy").expect("a proxy needs no pods");
-    assert_eq!(settings.roles, Roles { node: false, proxy: true });
+    let settings = load_with(&[], &format!("{ALONE} --roles node")).expect("pods without Services");
+    assert_eq!(settings.roles, Roles { node: true, proxy: false });
     let settings = load_with(&[], &format!("{ALONE} --pod-infra-container-image pause:3"))
         .expect("old unit files start");
     assert_eq!(settings.warnings, ["flag --pod-infra-container-image has no effect"]);
