@@ -23,7 +23,13 @@ fn sleeper(path: &str) -> Child {
 }
 
 fn file(path: &str, name: &str) -> String {
-    std::fs::read_to_string(format!("{DEFAULT_ROOT}{path}/{name}")).unwrap().trim().to_owned()
+    let folder = format!("{DEFAULT_ROOT}{path}");
+    let text = std::fs::read_to_string(format!("{folder}/{name}"));
+    let text = text.unwrap_or_else(|err| {
+        let enabled = std::fs::read_to_string(format!("{folder}/cgroup.controllers"));
+        panic!("{folder}/{name}: {err}; its controllers: {enabled:?}")
+    });
+    text.trim().to_owned()
 }
 
 fn limits() -> CgroupLimits {
@@ -34,6 +40,11 @@ fn limits() -> CgroupLimits {
         pids_max: Some(17),
         ..CgroupLimits::default()
     }
+}
+
+fn has_controller(path: &str, file_name: &str) -> bool {
+    let name = file_name.split('.').next().unwrap();
+    file(path, "cgroup.controllers").split(' ').any(|known| known == name)
 }
 
 /// What every driver has to do, on groups of its own form of name.
@@ -55,14 +66,16 @@ async fn lifecycle(cgroups: &dyn Cgroups, top: &str, pod: &str) {
     assert_eq!(stat.pids.unwrap().current, 1);
     assert_eq!(stat.pids.unwrap().max, Some(17));
     assert_eq!(stat.memory.unwrap().max, Some(64 << 20));
-    assert!(stat.cpu.is_some() && stat.memory.unwrap().current > 0, "{stat:?}");
+    assert!(stat.cpu.is_some() && stat.memory_pressure.is_some(), "{stat:?}");
 
     cgroups.kill(pod).await.unwrap();
     assert!(!child.wait().unwrap().success());
     cgroups.ensure(pod, &CgroupLimits::default()).await.unwrap();
-    assert_eq!(file(pod, "memory.max"), "max", "a limit that is taken away goes");
-    assert_eq!(file(pod, "cpu.max").split(' ').next(), Some("max"));
-    assert_eq!(file(pod, "pids.max"), "max");
+    for name in ["memory.max", "cpu.max", "pids.max"] {
+        // systemd takes a controller away that nothing uses: without it there is no limit either.
+        let text = std::fs::read_to_string(format!("{DEFAULT_ROOT}{pod}/{name}"));
+        assert!(text.is_ok_and(|text| text.starts_with("max")) || !has_controller(pod, name), "{name}");
+    }
     cgroups.remove(pod).await.unwrap();
     assert_eq!(cgroups.exists(pod).await, Ok(false));
     cgroups.remove(pod).await.unwrap();
