@@ -22,6 +22,9 @@ use super::draft::{Draft, Wish};
 /// Instances kept per container: the newest, and the one before it for `logs --previous`.
 const KEPT_INSTANCES: usize = 2;
 
+/// Characters of an ended container's own words that a message repeats.
+const MAX_LAST_WORDS: usize = 200;
+
 /// Where containers are made.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'p> {
@@ -213,7 +216,7 @@ fn exited(
     }
     if let Some((delay, until)) = backing_off(draft, container, instance) {
         // Nothing in the text counts down: an unchanged state has an unchanged status.
-        let code = exit_text(instance, exit_code);
+        let code = exit_text(facts.snapshot.local.post_start.get(&instance.id), instance, exit_code);
         let message = format!("{code}; back-off of {delay} s before it runs again");
         draft.wait("CrashLoopBackOff", Some(&container.name), message, Some(until));
         return Progress::Resting;
@@ -221,12 +224,20 @@ fn exited(
     create(draft, container, place)
 }
 
-fn exit_text(instance: &ObservedContainer, exit_code: i32) -> String {
-    let reason = match &instance.state {
-        ContainerState::Exited { reason, .. } if !reason.is_empty() => format!(" ({reason})"),
-        _ => String::new(),
+/// How an instance ended, in words: its failed hook where that ended it, else its code and last words.
+fn exit_text(hook: Option<&HookState>, instance: &ObservedContainer, exit_code: i32) -> String {
+    if let Some(HookState::Failed { message }) = hook {
+        return format!("container {} was ended because its postStart failed: {message}", instance.name);
+    }
+    let (reason, said) = match &instance.state {
+        ContainerState::Exited { reason, message, .. } => (reason.as_str(), message.as_str()),
+        _ => ("", ""),
     };
-    format!("container {} ended with exit code {exit_code}{reason}", instance.name)
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    let first_line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    let said: String = first_line.chars().take(MAX_LAST_WORDS).collect();
+    let said = if said.is_empty() { said } else { format!(": {said}") };
+    format!("container {} ended with exit code {exit_code}{reason}{said}", instance.name)
 }
 
 fn backing_off(

@@ -201,6 +201,20 @@ fn crashes_back_off_and_say_so() {
     let message = "container web ended with exit code 3 (Error); back-off of 10 s before it runs again";
     assert_eq!(made.waiting[0].message, message);
     assert_eq!(names(&made), [] as [&str; 0]);
+    if let crate::pod::observed::ContainerState::Exited { message, .. } =
+        &mut fixture.observed.containers[0].state
+    {
+        *message = "\nno database\nat db:1\n".into();
+    }
+    let message =
+        "container web ended with exit code 3 (Error): no database; back-off of 10 s before it runs again";
+    assert_eq!(plan(&fixture.snapshot()).waiting[0].message, message, "its own words");
+    let failed = crate::pod::local::HookState::Failed { message: "no such program".into() };
+    let id = fixture.observed.containers[0].id.clone();
+    fixture.local.post_start.insert(id.clone(), failed);
+    let message = "container web was ended because its postStart failed: no such program; back-off of 10 s before it runs again";
+    assert_eq!(plan(&fixture.snapshot()).waiting[0].message, message, "the hook that ended it");
+    fixture.local.post_start.remove(&id);
     fixture.edit(|pod| pod.spec.as_mut().unwrap().containers[0].image = Some("w:2".into()));
     assert_eq!(names(&plan(&fixture.snapshot())), ["pull image for web"], "another image starts over");
 }
