@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use longshore_core::explain::Explanation;
+use longshore_core::explain::{Candidate, Explanation};
 use longshore_core::ruleset::trace::{Fate, Origin};
 use longshore_core::service::frontends::FrontendKind;
 use longshore_core::service::view::{DataplaneView, PortRow, ServiceRow};
@@ -243,6 +243,29 @@ fn status_text(view: &DataplaneView) -> String {
     text
 }
 
+/// The endpoints, with their weights where the back end has weights.
+fn candidates(candidates: &[Candidate]) -> Rows {
+    let weights = candidates.iter().any(|candidate| candidate.kernel_weight.is_some());
+    let mut headings = vec!["ENDPOINT", "POD", "NODE", "USED"];
+    headings.extend(weights.then_some("WEIGHT"));
+    headings.push("WHY");
+    let mut rows = Rows::new(&headings);
+    for candidate in candidates {
+        let mut row = vec![
+            candidate.endpoint.to_string(),
+            candidate.pod.clone().unwrap_or_default(),
+            candidate.node.clone().unwrap_or_default(),
+            if candidate.used { "yes" } else { "no" }.into(),
+        ];
+        if weights {
+            row.push(candidate.kernel_weight.map_or_else(String::new, |weight| weight.to_string()));
+        }
+        row.push(candidate.reason.clone());
+        rows.push(row);
+    }
+    rows
+}
+
 fn frontend(kind: FrontendKind) -> &'static str {
     match kind {
         FrontendKind::ClusterIp => "cluster address",
@@ -261,13 +284,9 @@ fn explanation(answer: &Explanation, screen: &Screen) -> String {
         Origin::Node => "node",
         Origin::Outside => "outside",
     };
-    let mut text = format!(
-        "{}/{} from {from} {}: {}\n",
-        answer.dst,
-        answer.protocol,
-        answer.src,
-        screen.paint(paint, &one_line(&answer.sentence))
-    );
+    // The sentence names the address itself.
+    let sentence = one_line(&answer.sentence);
+    let mut text = format!("from {from} {}: {}\n", answer.src, screen.paint(paint, &sentence));
     if let Some(matched) = &answer.matched {
         let port = if matched.port.is_empty() { String::new() } else { format!(" port {}", matched.port) };
         let affinity =
@@ -288,18 +307,7 @@ fn explanation(answer: &Explanation, screen: &Screen) -> String {
         let _ = writeln!(text, "source    {some}rewritten to the node's address");
     }
     if !answer.candidates.is_empty() {
-        let mut rows = Rows::new(&["ENDPOINT", "POD", "NODE", "USED", "WEIGHT", "WHY"]);
-        for candidate in &answer.candidates {
-            rows.push(vec![
-                candidate.endpoint.to_string(),
-                candidate.pod.clone().unwrap_or_default(),
-                candidate.node.clone().unwrap_or_default(),
-                if candidate.used { "yes" } else { "no" }.into(),
-                candidate.kernel_weight.map_or_else(String::new, |weight| weight.to_string()),
-                candidate.reason.clone(),
-            ]);
-        }
-        let _ = write!(text, "\n{}", rows.render(screen, mood));
+        let _ = write!(text, "\n{}", candidates(&answer.candidates).render(screen, mood));
     }
     if !answer.pending.is_empty() {
         text.push_str("\nnot yet in the kernel:\n");
@@ -307,8 +315,8 @@ fn explanation(answer: &Explanation, screen: &Screen) -> String {
             let _ = writeln!(text, "  {}", one_line(change));
         }
     }
-    if let Some(next) = &answer.next_step {
-        let _ = writeln!(text, "\nwhat to do: {}", one_line(next));
+    if let Some(next) = answer.next_step.as_deref().map(one_line).filter(|next| !sentence.contains(next)) {
+        let _ = writeln!(text, "\nwhat to do: {next}");
     }
     text
 }
@@ -392,12 +400,12 @@ mod tests {
                     "standing": "not-ready", "reason": "not ready", "kernel_weight": null},
             ],
             "fate": {"endpoints": [{"to": "10.1.0.4:80", "masqueraded": false}]},
-            "pending": [], "sentence": "goes to 1 of 2 endpoints", "next_step": "longshore why pod/web-2",
+            "pending": [], "sentence": "10.96.0.10:80/tcp goes to 1 of 2 endpoints", "next_step": "longshore why pod/web-2",
         }))
         .unwrap();
         assert_eq!(
             explanation(&answer, &screen(Format::Table)),
-            "10.96.0.10:80/tcp from pod 10.1.0.9: goes to 1 of 2 endpoints\n\
+            "from pod 10.1.0.9: 10.96.0.10:80/tcp goes to 1 of 2 endpoints\n\
              \nservice   default/web port http by its cluster address, policy Cluster, a client stays for 60s\n\
              \nENDPOINT     POD            NODE  USED  WEIGHT  WHY\n\
              10.1.0.4:80  default/web-1  n1    yes   1       ready\n\

@@ -191,7 +191,7 @@ fn ipvs(facts: &Facts) -> Finding {
         Level::Warn,
         "ipvs",
         format!("not loaded: {}", missing.join(", ")),
-        "the agent loads them when it starts; where it cannot, Services have no addresses in IPVS mode",
+        "the agent loads them when it starts; where it cannot, nf_tables serves the Services",
         format!(
             "modprobe -a {}; printf '%s\\n' {} > /etc/modules-load.d/longshore.conf",
             missing.join(" "),
