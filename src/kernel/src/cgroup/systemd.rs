@@ -27,7 +27,7 @@ const QUOTA_STEP: u64 = 10_000;
     default_service = "org.freedesktop.systemd1",
     default_path = "/org/freedesktop/systemd1"
 )]
-trait Manager {
+trait Systemd {
     fn subscribe(&self) -> zbus::Result<()>;
 
     fn start_transient_unit(
@@ -55,7 +55,7 @@ trait Manager {
 #[derive(Debug)]
 pub struct SystemdCgroups {
     files: FsCgroups,
-    manager: Mutex<Option<ManagerProxy<'static>>>,
+    manager: Mutex<Option<SystemdProxy<'static>>>,
 }
 
 impl SystemdCgroups {
@@ -65,14 +65,14 @@ impl SystemdCgroups {
     }
 
     /// The connection, made where there is none. Subscribed, so that finished jobs are told.
-    async fn manager(&self, path: &str) -> Result<ManagerProxy<'static>, CgroupError> {
+    async fn manager(&self, path: &str) -> Result<SystemdProxy<'static>, CgroupError> {
         let mut manager = self.manager.lock().await;
         if let Some(manager) = manager.as_ref() {
             return Ok(manager.clone());
         }
         let connect = async {
             let connection = zbus::Connection::system().await?;
-            let proxy = ManagerProxy::new(&connection).await?;
+            let proxy = SystemdProxy::new(&connection).await?;
             proxy.subscribe().await?;
             Ok(proxy)
         };
@@ -86,7 +86,7 @@ impl SystemdCgroups {
         &self,
         path: &str,
         op: &'static str,
-        start: impl FnOnce(ManagerProxy<'static>) -> F,
+        start: impl FnOnce(SystemdProxy<'static>) -> F,
     ) -> Result<(), CgroupError>
     where
         F: Future<Output = zbus::Result<OwnedObjectPath>>,
