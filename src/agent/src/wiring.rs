@@ -13,6 +13,7 @@ use longshore_core::pod::step::Hook;
 use longshore_core::pod::{plan, snapshot, status};
 use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
 use longshore_kernel::modules::RealModules;
+use longshore_kernel::mount::RealMounts;
 use longshore_kernel::route::RealRoutes;
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
@@ -43,7 +44,7 @@ use crate::sources::{ManifestOptions, Manifests, ObjectStore};
 use crate::sourcing::Sourcing;
 use crate::supervisor;
 use crate::text::error_chain;
-use crate::volumes::{Mounts, RealMounts, Volumes};
+use crate::volumes::{KernelMounts, Mounts, Volumes};
 
 /// Starts at once, at least, at first and at most; what is sustained is learned between.
 const STARTS_AT_LEAST: usize = 2;
@@ -124,7 +125,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let exec = Arc::new(RuntimeExec(runtime.streams.clone()));
     let world = World {
         clock: Clock::System,
-        mounts: Arc::new(RealMounts),
+        mounts: Arc::new(KernelMounts(Arc::new(RealMounts))),
         cgroups: cgroups::for_settings(&settings.cgroups)?,
         hooks: Arc::new(HookRunner::new(exec.clone())),
         attempt: Arc::new(RealAttempt::new(exec)),

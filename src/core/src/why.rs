@@ -8,7 +8,7 @@ use crate::pod::desired::EndCause;
 use crate::pod::lifecycle::Lifecycle;
 use crate::pod::snapshot::{ProbeKind, Waiting};
 use crate::pod::step::{StepKey, StepKind};
-use crate::wire::{NodeView, PodView, ProbeView, WhyView};
+use crate::wire::{FailedHook, NodeView, PodView, ProbeView, WhyView};
 
 /// A step under way for longer than this is what a pod waits for.
 const SLOW_STEP_SECONDS: i64 = 3;
@@ -56,7 +56,9 @@ fn sentence(view: &PodView, now: Timestamp) -> (bool, String) {
         Lifecycle::Syncing | Lifecycle::Terminated { .. } => {}
     }
     if let Some(waiting) = view.waiting.first() {
-        return (false, waiting_words(waiting, now));
+        let hook = view.failed_hooks.iter().find(|hook| waiting.container.as_ref() == Some(&hook.container));
+        let words = waiting_words(waiting, now);
+        return (false, hook.map_or(words.clone(), |hook| format!("{}; {words}", hook_words(hook))));
     }
     if let Some((key, failure)) = view.failures.first() {
         let retry = failure.retry_at.duration_since(now).as_secs();
@@ -120,6 +122,10 @@ fn failing_probe(view: &PodView) -> Option<String> {
     view.probes.iter().find(|probe| !probe.result.healthy).map(probe_words)
 }
 
+fn hook_words(hook: &FailedHook) -> String {
+    format!("the postStart hook of container {} failed: {}", hook.container, hook.message)
+}
+
 fn probe_words(probe: &ProbeView) -> String {
     let kind = match probe.kind {
         ProbeKind::Startup => "startup",
@@ -160,6 +166,7 @@ fn facts(view: &PodView, now: Timestamp) -> Vec<String> {
     facts.extend(view.failures.iter().map(|(key, failure)| {
         format!("failed {} times: {key}: {}", failure.attempts, failure.error.message)
     }));
+    facts.extend(view.failed_hooks.iter().map(hook_words));
     facts.extend(view.probes.iter().map(probe_words));
     for status in view.status.container_statuses.iter().flatten() {
         if status.restart_count > 0 {
@@ -247,6 +254,7 @@ mod tests {
             in_flight: Vec::new(),
             failures: Vec::new(),
             probes: Vec::new(),
+            failed_hooks: Vec::new(),
         }
     }
 

@@ -32,6 +32,17 @@ pub struct PodView {
     /// The newest verdict of each probe that has one.
     #[serde(default)]
     pub probes: Vec<ProbeView>,
+    /// Instances whose postStart hook failed, newest first.
+    #[serde(default)]
+    pub failed_hooks: Vec<FailedHook>,
+}
+
+/// A postStart hook that failed, and with it its instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedHook {
+    pub container: ContainerName,
+    /// What it answered, one line.
+    pub message: String,
 }
 
 /// One probe's verdict.

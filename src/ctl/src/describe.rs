@@ -383,6 +383,7 @@ mod tests {
             in_flight: vec![],
             failures: vec![],
             probes: vec![],
+            failed_hooks: vec![],
         };
         let timeline = [TimelineEntry {
             at: "2026-01-01T00:00:00.25Z".parse().unwrap(),

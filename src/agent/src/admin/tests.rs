@@ -39,6 +39,7 @@ fn web() -> PodView {
         in_flight: Vec::new(),
         failures: Vec::new(),
         probes: Vec::new(),
+        failed_hooks: Vec::new(),
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use longshore_core::pod::desired::Deletion;
-use longshore_core::pod::local::LocalState;
+use longshore_core::pod::local::{HookState, LocalState};
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::ProbeKind;
 use longshore_core::pod::step::StepOutcome;
-use longshore_core::wire::{ProbeView, TimelineOutcome};
+use longshore_core::wire::{FailedHook, ProbeView, TimelineOutcome};
 
 /// The deletion in force when `new` arrives: once asked for it stays, the first cause stays, and
 /// the grace only shrinks, never below a second unless it was forced to zero (behaviours 1).
@@ -38,6 +38,18 @@ pub(super) fn probe_views(local: &LocalState, observed: &ObservedPod) -> Vec<Pro
         }));
     }
     views
+}
+
+/// Hooks that failed, by the instances that are still there.
+pub(super) fn failed_hooks(local: &LocalState, observed: &ObservedPod) -> Vec<FailedHook> {
+    let failed =
+        observed.containers.iter().filter_map(|container| match local.post_start.get(&container.id) {
+            Some(HookState::Failed { message }) => {
+                Some(FailedHook { container: container.name.clone(), message: message.clone() })
+            }
+            _ => None,
+        });
+    failed.collect()
 }
 
 /// A step's outcome as the timeline shows it.

@@ -393,6 +393,7 @@ impl Worker {
             waiting: plan.waiting,
             in_flight: self.local.in_flight.iter().map(|(key, since)| (key.clone(), *since)).collect(),
             probes: fold::probe_views(&self.local, self.known.pod()),
+            failed_hooks: fold::failed_hooks(&self.local, self.known.pod()),
             failures: self
                 .local
                 .failures

@@ -21,7 +21,7 @@ use longshore_core::ids::{ContainerName, PodUid};
 use longshore_core::pod::step::{StepError, SubPathMount, VolumeAction, VolumeSource};
 
 pub use dir::Dir;
-pub use mount_table::RealMounts;
+pub use mount_table::KernelMounts;
 
 /// Why something on disk could not be set up or released.
 #[derive(Debug, thiserror::Error)]

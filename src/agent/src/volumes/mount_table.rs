@@ -1,62 +1,47 @@
-//! The kernel's mount table as volumes use it (mount(2), statx(2)).
+//! The kernel's mount table as volumes use it: by path, over the kernel crate's mounts by identity.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, mount_remount, unmount,
-};
+use longshore_kernel::mount::{self, BindOptions, MountError, TmpfsOptions};
 
 use super::Mounts;
 
-/// The real mount table of this mount namespace.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RealMounts;
+/// The mounts of this mount namespace.
+#[derive(Clone, Debug)]
+pub struct KernelMounts(pub Arc<dyn mount::Mounts>);
 
-impl Mounts for RealMounts {
+impl Mounts for KernelMounts {
     fn is_mount_point(&self, path: &Path) -> io::Result<bool> {
-        // Needs no parsing of mountinfo and sees a bind of the same file system (kernel 5.8).
-        match statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, StatxFlags::empty()) {
-            Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
-            Err(e) => Err(e.into()),
-        }
+        Ok(self.0.mounted_at(path).map_err(to_io)?.is_some())
     }
 
     fn mount_tmpfs(&self, target: &Path, size: Option<u64>) -> io::Result<()> {
-        let size = size.map(|bytes| format!("size={bytes}"));
-        let options = |noswap: bool| {
-            let words = size.iter().map(String::as_str).chain(noswap.then_some("noswap"));
-            std::ffi::CString::new(words.collect::<Vec<_>>().join(",")).expect("no NUL in digits and words")
-        };
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        match mount("tmpfs", target, "tmpfs", flags, options(true).as_c_str()) {
-            // noswap came with kernel 6.4; before, secrets may be swapped as with every agent.
-            Err(rustix::io::Errno::INVAL) => {
-                Ok(mount("tmpfs", target, "tmpfs", flags, options(false).as_c_str())?)
-            }
-            result => Ok(result?),
-        }
+        let folder = mount::open_path(target).map_err(to_io)?;
+        let options = TmpfsOptions { size, mode: Some(0o755), no_swap: true };
+        self.0.mount_tmpfs(folder.as_fd(), options).map_err(to_io)
     }
 
     fn bind(&self, source: BorrowedFd<'_>, target: &Path, readonly: bool) -> io::Result<()> {
-        mount_bind(format!("/proc/self/fd/{}", source.as_raw_fd()), target)?;
-        mount_change(target, MountPropagationFlags::PRIVATE)?;
-        if readonly {
-            mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, c"")?;
-        }
-        Ok(())
+        let target = mount::open_path(target).map_err(to_io)?;
+        let options = BindOptions { read_only: readonly, recursive: false };
+        self.0.bind(source, target.as_fd(), options).map_err(to_io)
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
-        // Lazily where it is busy: nobody new can get in, and the last user's exit frees it.
-        match unmount(target, UnmountFlags::NOFOLLOW) {
-            Err(rustix::io::Errno::BUSY) => {
-                Ok(unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?)
-            }
-            result => Ok(result?),
+        match self.0.mounted_at(target).map_err(to_io)? {
+            Some(id) => self.0.unmount(target, id).map_err(to_io),
+            None => Ok(()),
         }
+    }
+}
+
+/// The path is named by who asked; what the kernel said is kept with its number.
+fn to_io(error: MountError) -> io::Error {
+    match error {
+        MountError::Io { source, .. } => source.into(),
+        error => io::Error::other(error),
     }
 }
