@@ -250,6 +250,7 @@ impl NodeHalf {
             records: records.clone(),
             journal,
             metrics: PodMetrics::register(&mut Registry::default()),
+            max_pods: usize::try_from(settings.pods.max_pods).unwrap_or(usize::MAX),
             stop,
         });
         let verdicts = pods.clone();

@@ -394,3 +394,31 @@ async fn an_edit_replaces_the_pod_and_back_again() {
     assert_eq!(node.fake.running().len(), 1);
     assert_eq!(node.pods_on_disk(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_the_node_has_no_room_for_is_refused_and_shown_until_it_goes() {
+    let node = TestNode::new();
+    let with_port = |name: &str| {
+        manifest(name, "").replace("app:1\"}", "app:1\", ports: [{containerPort: 80, hostPort: 8080}]}")
+    };
+    let daemon = node.boot();
+    node.write("a.yaml", &with_port("first"));
+    node.until("first Ready", 10, || daemon.is_ready("first")).await;
+    node.write("b.yaml", &with_port("second"));
+    node.until("refused", 10, || daemon.phase("second") == "Failed").await;
+    let status = daemon.status("second");
+    assert_eq!(status.reason.as_deref(), Some("NodePorts"));
+    let message = status.message.unwrap();
+    assert!(message.contains("default/first") && message.contains("8080"), "{message}");
+    assert_eq!(node.fake.calls(Operation::RunPodSandbox), 1);
+
+    daemon.kill().await;
+    let daemon = node.boot();
+    node.until("first adopted", 10, || daemon.is_ready("first")).await;
+    node.until("still refused", 10, || daemon.phase("second") == "Failed").await;
+    node.write("b.yaml", &with_port("second").replace("8080", "8081"));
+    node.until("mended", 20, || daemon.is_ready("second")).await;
+    node.remove("b.yaml");
+    node.until("gone", 30, || daemon.pod("second").is_none()).await;
+    assert!(daemon.is_ready("first"));
+}

@@ -84,7 +84,7 @@ config_fields! {
         "qosReserved" qos_reserved: Map = Map::new(), keep, Never, "alpha upstream, off";
         "runtimeRequestTimeout" runtime_request_timeout: GoDuration = secs(120), fill, Now, "deadline of a runtime call, but of pulls, exec and logs";
         "hairpinMode" hairpin_mode: String = text("promiscuous-bridge"), fill, Never, "nothing reads it since CNI";
-        "maxPods" max_pods: i32 = 110, fill, Later, "pods this node takes";
+        "maxPods" max_pods: i32 = 110, fill, Now, "pods this node takes";
         "podCIDR" pod_cidr: String = String::new(), keep, Later, "pod addresses without a control plane; the CNI's own configuration decides today";
         "podPidsLimit" pod_pids_limit: Option<i64> = Some(-1), keep, Now, "processes per pod; -1 is no limit";
         "resolvConf" resolv_conf: Option<String> = Some(text("/etc/resolv.conf")), keep, Now, "the node's resolver file, base of pods' DNS; empty is none";

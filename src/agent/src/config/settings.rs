@@ -118,7 +118,7 @@ pub struct NodeSettings {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataplaneMode {
-    /// The first of nftables, ipvs, iptables the kernel has.
+    /// IPVS where the kernel has it, else nftables.
     Auto,
     Nftables,
     Ipvs,

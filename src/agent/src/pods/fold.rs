@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use longshore_core::pod::desired::Deletion;
+use k8s_openapi::api::core::v1::PodStatus;
+use longshore_core::pod::desired::{Deletion, EndCause};
 use longshore_core::pod::local::{HookState, LocalState};
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::ProbeKind;
@@ -10,15 +11,27 @@ use longshore_core::pod::step::StepOutcome;
 use longshore_core::wire::{FailedHook, ProbeView, TimelineOutcome};
 
 /// The deletion in force when `new` arrives: once asked for it stays, the first cause stays, and
-/// the grace only shrinks, never below a second unless it was forced to zero (behaviours 1).
+/// the grace only shrinks, never below a second unless it was forced to zero (behaviours 1). A pod that
+/// the node ended by itself is still there to be looked at until its source lets go of it too.
 pub(super) fn deletion(old: Option<&Deletion>, new: Option<Deletion>) -> Option<Deletion> {
     match (old, new) {
         (None, new) => new,
         (Some(old), None) => Some(old.clone()),
+        (Some(old), Some(new)) if old.cause.stays_shown() => Some(new),
         (Some(old), Some(new)) => {
             Some(Deletion { grace_seconds: new.grace_seconds.min(old.grace_seconds), ..old.clone() })
         }
     }
+}
+
+/// The node did not admit it.
+pub(super) fn is_rejected(deletion: Option<&Deletion>) -> bool {
+    deletion.is_some_and(|deletion| matches!(deletion.cause, EndCause::Rejected { .. }))
+}
+
+/// A phase that is final: it takes nothing of the node any more.
+pub(super) fn is_finished(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 /// The verdicts of the newest instance of each container.

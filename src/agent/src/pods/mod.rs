@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
-use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::desired::{Deletion, DesiredPod};
 use longshore_core::pod::known::KnownPod;
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::pod::local::{LocalState, ProbeResult};
@@ -27,6 +27,7 @@ use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
+use longshore_core::resources::admission::{self, NodeRoom};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +77,8 @@ pub struct Deps {
     pub records: Records,
     pub journal: Arc<Journal>,
     pub metrics: PodMetrics,
+    /// maxPods: more than these are refused.
+    pub max_pods: usize,
     /// Ends all workers where they are, with what they have under way; pods are left as they are.
     pub stop: CancellationToken,
 }
@@ -107,6 +110,10 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     inbox: Arc<Inbox>,
+    key: PodKey,
+    pod: Arc<Pod>,
+    /// Not admitted: it takes nothing of the node.
+    rejected: bool,
     /// Its end was asked for; a uid never goes back (behaviours 1).
     ending: bool,
     /// The same uid wanted again meanwhile: begins a life of its own once this one has ended.
@@ -234,6 +241,12 @@ impl Pods {
         if !lives.contains(&uid) {
             lives.push(uid.clone());
         }
+        let fresh = !adopted && record.is_none() && desired.deletion.is_none();
+        let first = lives.first() == Some(&uid);
+        if fresh && first {
+            desired.deletion = self.refusal(state, &desired);
+        }
+        let lives = state.lives.entry(desired.key.clone()).or_default();
         let lifecycle = match (lives.first(), &record) {
             (Some(first), _) if *first != uid => Lifecycle::Queued { behind: first.clone() },
             (_, Some(record)) if !matches!(record.lifecycle, Lifecycle::Queued { .. }) => {
@@ -255,7 +268,14 @@ impl Pods {
         );
         let birth = Birth { desired, lifecycle, known, local, prior, order: state.born };
         let inbox = Arc::new(Inbox::default());
-        let entry = Entry { inbox: inbox.clone(), ending: birth.desired.deletion.is_some(), again: None };
+        let entry = Entry {
+            inbox: inbox.clone(),
+            key: birth.desired.key.clone(),
+            pod: birth.desired.pod.clone(),
+            rejected: fold::is_rejected(birth.desired.deletion.as_ref()),
+            ending: birth.desired.deletion.as_ref().is_some_and(|deletion| !deletion.cause.stays_shown()),
+            again: None,
+        };
         state.workers.insert(uid.clone(), entry);
         let key = birth.desired.key.clone();
         let worker = Worker::new(deps.clone(), inbox, birth);
@@ -268,6 +288,27 @@ impl Pods {
                 () = worker.run() => pods.ended(&key, &uid),
             }
         });
+    }
+
+    /// The end of a pod the node has no room for; only asked for pods that never ran. Another life of
+    /// the same name makes room for it and is not counted.
+    fn refusal(&self, state: &State, desired: &DesiredPod) -> Option<Deletion> {
+        let deps = &self.inner.deps;
+        let others = state.workers.iter().filter(|(uid, entry)| {
+            let over = || deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
+            entry.key != desired.key && !entry.rejected && !over()
+        });
+        let node = deps.node.borrow();
+        let room = NodeRoom {
+            cpu_millis: node.allocatable_cpu_millis,
+            memory_bytes: node.allocatable_memory_bytes,
+            pods: deps.max_pods,
+        };
+        let refusal =
+            admission::admit(&desired.pod, others.map(|(_, entry)| (&entry.key, &*entry.pod)), &room)
+                .err()?;
+        tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
+        Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
     }
 
     /// Nothing of this life is left: forget it and let the next one of its name begin.

@@ -166,6 +166,7 @@ impl World {
             records: Records::new(root.path().to_path_buf()),
             journal: Arc::new(Journal::open(&root.path().join("journal")).unwrap()),
             metrics: metrics.clone(),
+            max_pods: 3,
             stop: CancellationToken::new(),
         });
         Self { pods, executor, metrics, clock, _node: node_sender, _root: root }

@@ -126,7 +126,8 @@ impl Worker {
     /// Released, nothing in the runtime, and its source has let go of it too: a pod that finished by
     /// itself stays to be looked at.
     fn is_over(&self) -> bool {
-        let unwanted = self.desired.deletion.is_some() || self.desired.source == PodSource::Runtime;
+        let let_go = self.desired.deletion.as_ref().is_some_and(|deletion| !deletion.cause.stays_shown());
+        let unwanted = let_go || self.desired.source == PodSource::Runtime;
         let observed = self.known.pod();
         matches!(self.lifecycle, Lifecycle::Released { .. })
             && unwanted

@@ -63,3 +63,11 @@ pub enum EndCause {
     /// The runtime has it but no source wants it.
     Orphaned,
 }
+
+impl EndCause {
+    /// The node ended the pod by itself: it stays to be looked at, as failed, until its source lets go
+    /// of it.
+    pub fn stays_shown(&self) -> bool {
+        matches!(self, Self::Rejected { .. } | Self::Evicted { .. })
+    }
+}
