@@ -170,7 +170,15 @@ fn facts(view: &PodView, now: Timestamp) -> Vec<String> {
     facts.extend(view.probes.iter().map(probe_words));
     for status in view.status.container_statuses.iter().flatten() {
         if status.restart_count > 0 {
-            facts.push(format!("container {} was restarted {} times", status.name, status.restart_count));
+            let ended = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+            let last = ended.map_or(String::new(), |ended| {
+                let reason = ended.reason.as_deref().unwrap_or("no reason given");
+                format!("; the last time it ended with exit code {} ({reason})", ended.exit_code)
+            });
+            facts.push(format!(
+                "container {} was restarted {} times{last}",
+                status.name, status.restart_count
+            ));
         }
     }
     facts
