@@ -176,8 +176,9 @@ impl Model {
     /// Turns until nothing is left to do or `turns` are over; answers whether it came to rest.
     pub fn settle(&mut self, turns: usize) -> bool {
         for _ in 0..turns {
+            let before = self.fixture.lifecycle.clone();
             let plan = self.turn();
-            let moved = plan.lifecycle != self.fixture.lifecycle;
+            let moved = plan.lifecycle != before;
             // Outcomes are looked at before time goes on.
             if self.finish_due() {
                 continue;
