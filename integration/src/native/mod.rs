@@ -179,7 +179,8 @@ fn first_process(plan: &init::Plan, logs: &Path) -> Result<(Owned, u32, i32)> {
     fs::write(&file, serde_json::to_vec_pretty(plan)?)?;
     let mut child = Command::new("unshare")
         .args(["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", "--"])
-        .arg(std::env::current_exe()?)
+        // Not by its path: a build during the run replaces the file there.
+        .arg(format!("/proc/{}/exe", std::process::id()))
         .arg("node-init")
         .arg(&file)
         .stdin(Stdio::piped())
