@@ -5,6 +5,7 @@ pub mod bench;
 pub mod cache;
 pub mod check;
 pub mod demo;
+pub mod fake;
 pub mod guest;
 pub mod images;
 pub mod native;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use serde_json::Value;
 
+use crate::fake::Order;
 use crate::process::Output;
 
 /// Where the daemon looks for manifests in every node.
@@ -18,6 +20,8 @@ pub const CONFIG: &str = "/etc/longshore/config.yaml";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
+    /// The real daemon on the fake runtime, in the namespaces of a native node: faults on order, no containers.
+    Fake,
     /// Real containerd and crun in private namespaces of this machine: no cgroup limits, no systemd, no IPVS.
     Native,
     /// A QEMU guest with everything.
@@ -27,6 +31,7 @@ pub enum Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Kind::Fake => "fake",
             Kind::Native => "native",
             Kind::Vm => "vm",
         })
@@ -90,6 +95,14 @@ pub trait Node {
 
     /// Whether the service's process lives.
     fn runs(&self, service: Service) -> bool;
+
+    /// Gives an order to the fake runtime, where the node has one.
+    ///
+    /// # Errors
+    /// Where it has none, or the order is refused.
+    fn order(&self, order: &Order) -> Result<Value> {
+        bail!("{} nodes have no fake runtime for {order:?}", self.kind())
+    }
 }
 
 /// Runs a script that must succeed within a minute; gives its standard output.

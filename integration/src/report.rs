@@ -2,6 +2,7 @@
 //! A skip always has a reason, and is a failure where all tiers were asked for.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 /// Results of one or more test runs.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct Tally {
     pub failed: Vec<String>,
     /// Name and reason of what did not run.
     pub skipped: Vec<(String, String)>,
+    /// How long tests took, where that is known: one test, one scenario, or a test program whose tests run together.
+    pub times: Vec<(String, Duration)>,
 }
 
 impl Tally {
@@ -18,10 +21,12 @@ impl Tally {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.times.extend(other.times);
     }
 
     /// Adds one result by name.
-    pub fn record<E: fmt::Display>(&mut self, name: &str, result: Result<(), E>) {
+    pub fn record<E: fmt::Display>(&mut self, name: &str, took: Duration, result: Result<(), E>) {
+        self.times.push((name.to_owned(), took));
         match result {
             Ok(()) => self.passed += 1,
             Err(_) => self.failed.push(name.to_owned()),
@@ -43,9 +48,60 @@ impl Tally {
         }
     }
 
+    /// The slowest of what was timed, one per line.
+    pub fn slowest(&self, count: usize) -> String {
+        let mut times: Vec<_> = self.times.iter().collect();
+        times.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        let lines = times.iter().take(count);
+        lines.map(|(name, took)| format!("{:>7.1} s  {name}\n", took.as_secs_f32())).collect()
+    }
+
     /// Whether nothing failed; with `strict`, whether nothing was skipped either.
     pub fn good(&self, strict: bool) -> bool {
         self.failed.is_empty() && (!strict || self.skipped.is_empty())
+    }
+}
+
+/// Reads the output of test programs line by line and keeps their times.
+#[derive(Debug)]
+pub struct LibtestOutput {
+    pub tally: Tally,
+    /// The program whose lines come now.
+    program: String,
+    /// When the last line came, where tests run one after the other: the next one's time counts from there.
+    last: Option<Instant>,
+}
+
+impl LibtestOutput {
+    /// `one_by_one`: each test is timed, else the program as a whole.
+    pub fn new(program: &str, one_by_one: bool, now: Instant) -> Self {
+        Self { tally: Tally::default(), program: program.to_owned(), last: one_by_one.then_some(now) }
+    }
+
+    /// Takes one line; `now` is when it came.
+    pub fn line(&mut self, line: &str, now: Instant) {
+        // As cargo announces them: `Running unittests src/lib.rs (target/debug/deps/longshore_core-0123)`.
+        if let Some(path) = line.trim_start().strip_prefix("Running ").and_then(|l| l.split('(').nth(1)) {
+            let file = path.trim_end_matches(')').rsplit('/').next().unwrap_or_default();
+            file.split('-').next().unwrap_or_default().clone_into(&mut self.program);
+        }
+        self.tally.read_libtest(line);
+        let result = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "));
+        match (self.last.as_mut(), result) {
+            (Some(last), Some((name, _))) => {
+                self.tally.times.push((format!("{} {name}", self.program), now - *last));
+                *last = now;
+            }
+            (Some(last), None) => *last = now,
+            (None, _) => {
+                let seconds = line.rsplit_once("finished in ").and_then(|(_, s)| s.strip_suffix('s'));
+                if let Some(seconds) = seconds.and_then(|s| s.parse().ok()).filter(|s: &f64| *s >= 0.0) {
+                    self.tally
+                        .times
+                        .push((format!("{} (all)", self.program), Duration::from_secs_f64(seconds)));
+                }
+            }
+        }
     }
 }
 
@@ -80,7 +136,28 @@ mod tests {
             tally.read_libtest(line);
         }
         let skipped = vec![("e".to_owned(), "needs a kernel with IPVS".to_owned())];
-        assert_eq!(tally, Tally { passed: 2, failed: vec!["d".to_owned()], skipped });
+        assert_eq!(tally, Tally { passed: 2, failed: vec!["d".to_owned()], skipped, ..Tally::default() });
         assert!(!tally.good(false));
+    }
+
+    #[test]
+    fn times_are_those_of_programs_or_of_single_tests() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut together = LibtestOutput::new("cargo test", false, start);
+        for line in [
+            "     Running unittests src/lib.rs (target/debug/deps/longshore_core-0123abcd)",
+            "test a ... ok",
+            "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s",
+        ] {
+            together.line(line, at(9));
+        }
+        assert_eq!(together.tally.slowest(3), "    1.5 s  longshore_core (all)\n");
+        let mut each = LibtestOutput::new("netns_nft", true, start);
+        for (line, seconds) in [("running 2 tests", 1), ("test a ... ok", 2), ("test b ... FAILED", 5)] {
+            each.line(line, at(seconds));
+        }
+        assert_eq!(each.tally.slowest(1), "    3.0 s  netns_nft b\n");
+        assert_eq!((each.tally.passed, each.tally.failed.len()), (1, 1));
     }
 }

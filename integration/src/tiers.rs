@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::native::{self, NativeNode};
-use crate::report::Tally;
+use crate::report::{LibtestOutput, Tally};
 use crate::scenario::suite;
 use crate::{guest, images, qemu};
 
@@ -64,6 +64,9 @@ impl Tier {
     }
 }
 
+/// Lines of the table of slow tests.
+const SLOWEST: usize = 20;
+
 /// Whether a skipped tier counts as a failure: `LONGSHORE_TIERS=all`.
 pub fn strict() -> bool {
     env::var("LONGSHORE_TIERS").is_ok_and(|v| v == "all")
@@ -95,7 +98,8 @@ pub fn run(asked: &[Tier]) -> Result<()> {
         lines.push(format!("tier {:<6} {:>6.1} s  {tally}", tier.name(), begun.elapsed().as_secs_f32()));
         total.add(tally);
     }
-    println!("\n==== summary ({:.1} s)\n{}", start.elapsed().as_secs_f32(), lines.join("\n"));
+    println!("\n==== the slowest {SLOWEST}\n{}", total.slowest(SLOWEST));
+    println!("==== summary ({:.1} s)\n{}", start.elapsed().as_secs_f32(), lines.join("\n"));
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed.len(), total.skipped.len());
     if !total.good(strict) {
         bail!("not all tests passed");
@@ -109,9 +113,10 @@ fn unit() -> Result<Tally> {
     for (_, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name).is_none()) {
         args.extend(["--test".to_owned(), name]);
     }
-    let mut command = Command::new("cargo");
-    command.args(&args);
-    counted(command, "cargo test")
+    // One stream, so that cargo's announcement of a program comes before that program's lines.
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec cargo \"$@\" 2>&1", "sh"]).args(&args);
+    counted(command, "cargo test", Pace::Together)
 }
 
 fn not_root() -> Option<String> {
@@ -134,9 +139,10 @@ fn node() -> Result<Tally> {
         // Ignored in a plain `cargo test`, which has no runtime.
         command.args(["--ignored", "--test-threads", "1"]);
         command.env("LONGSHORE_TEST_RUNTIME", &runtime).env("LONGSHORE_TEST_IMAGE", images::BUSYBOX);
-        tally.add(counted(command, &binary.name)?);
+        tally.add(counted(command, &binary.name, Pace::OneByOne)?);
     }
     drop(node);
+    tally.add(suite::run_fake(None)?);
     tally.add(suite::run_native(None)?);
     Ok(tally)
 }
@@ -151,7 +157,7 @@ fn vm() -> Result<Tally> {
 fn netns() -> Result<Tally> {
     let mut tally = Tally::default();
     for binary in build_tests("netns")? {
-        tally.add(counted(in_own_namespaces(&binary.path), &binary.name)?);
+        tally.add(counted(in_own_namespaces(&binary.path), &binary.name, Pace::OneByOne)?);
     }
     Ok(tally)
 }
@@ -239,18 +245,26 @@ fn in_own_namespaces(binary: &Path) -> Command {
     command
 }
 
+/// How the tests of a program run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    OneByOne,
+    Together,
+}
+
 /// Runs a libtest program, passing its output on and counting its results.
-pub fn counted(mut command: Command, name: &str) -> Result<Tally> {
+pub fn counted(mut command: Command, name: &str, pace: Pace) -> Result<Tally> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
-    let mut tally = Tally::default();
+    let mut output = LibtestOutput::new(name, pace == Pace::OneByOne, Instant::now());
     let stdout = child.stdout.take().context("standard output was asked for")?;
     for line in BufReader::new(stdout).lines() {
         let line = line?;
-        tally.read_libtest(&line);
+        output.line(&line, Instant::now());
         if !line.ends_with("... ok") && !line.trim().is_empty() {
             println!("{line}");
         }
     }
+    let mut tally = output.tally;
     let status = child.wait()?;
     if !status.success() && tally.failed.is_empty() {
         tally.failed.push(format!("{name} ended with {status}"));

@@ -35,8 +35,10 @@ pub struct Options {
     pub cgroup_driver: CgroupDriver,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
+    #[default]
     Systemd,
     Cgroupfs,
 }
@@ -129,17 +131,36 @@ impl NodeVm {
         self.node_port
     }
 
-    fn prepare(&self, options: &Options) -> Result<()> {
-        if options.cgroup_driver == CgroupDriver::Cgroupfs {
-            sh(
-                self,
-                "cp /etc/containerd/cgroupfs.toml /etc/containerd/config.toml; systemctl restart containerd",
-            )?;
-        }
+    /// Gives containerd the configuration for a cgroup driver and restarts it. No pod may be there.
+    ///
+    /// # Errors
+    /// Where containerd does not come up with it.
+    pub fn use_cgroup_driver(&self, driver: CgroupDriver) -> Result<()> {
+        let file = match driver {
+            CgroupDriver::Systemd => "systemd.toml",
+            CgroupDriver::Cgroupfs => "cgroupfs.toml",
+        };
+        let line = format!(
+            "cd /etc/containerd; [ -e systemd.toml ] || cp config.toml systemd.toml
+             cp {file} config.toml; systemctl restart containerd"
+        );
+        sh(self, &line)?;
+        self.wait_for_containerd()
+    }
+
+    fn wait_for_containerd(&self) -> Result<()> {
         wait_until(Duration::from_secs(120), Duration::from_millis(200), || {
-            sh(self, "ctr --connect-timeout 1s version")
+            sh(self, "ctr --connect-timeout 1s version").map(drop)
         })
-        .context("containerd does not come up in the VM")?;
+        .context("containerd does not come up in the VM")
+    }
+
+    fn prepare(&self, options: &Options) -> Result<()> {
+        if options.cgroup_driver == CgroupDriver::Systemd {
+            self.wait_for_containerd()?;
+        } else {
+            self.use_cgroup_driver(options.cgroup_driver)?;
+        }
         if options.binary.is_some() {
             sh(self, INSTALL)?;
             node::put(self, CONFIG, options.config.as_bytes())?;

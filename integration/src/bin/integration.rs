@@ -34,6 +34,8 @@ enum Sub {
     Root,
     /// Play scenarios on native nodes; with a word, those that have it in their file name.
     Node { only: Option<String> },
+    /// Play scenarios on nodes with the fake runtime; with a word, those that have it in their file name.
+    Fake { only: Option<String> },
     /// Play scenarios in the node VM; with a word, those that have it in their file name.
     Vm { only: Option<String> },
     /// Run the kernel crate's `vm_*` tests in the kernel-only guest.
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
         Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),
+        Sub::Fake { only } => suite::run_fake(only.as_deref()).and_then(finish),
         Sub::Vm { only } => suite::run_vm(only.as_deref()).and_then(finish),
         Sub::Guest => guest::run_tests().and_then(finish),
         Sub::VmRun { line } => vm_run(&line),

@@ -14,8 +14,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use longshore_test_programs::http;
 use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::fake::{self, Order};
 use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
 use crate::process::{Output, Owned, Run, wait_until};
 use crate::{cache, images, root};
@@ -27,6 +29,12 @@ pub const OUTSIDE: &str = "10.88.0.1";
 
 /// Where the daemon's binary is bound to.
 const BINARY: &str = "/usr/local/bin/longshore";
+
+/// Where the fake runtime's program is bound to, and its control socket.
+const FAKE: &str = "/usr/local/bin/fake-runtime";
+const CONTROL: &str = "/run/fake-runtime.sock";
+/// The runtime's socket, as the daemon's configuration names it.
+const RUNTIME_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// What a new native node gets.
 #[derive(Debug, Clone)]
@@ -50,6 +58,8 @@ pub struct NativeNode {
     outside: i32,
     logs: PathBuf,
     services: Vec<(Service, Owned)>,
+    /// Whether its runtime is the fake one.
+    fake: bool,
     /// Bound into the node: the daemon says there that it is ready, as it does to systemd.
     notify: TempDir,
     // Removed last, when nothing is mounted on it any more.
@@ -62,6 +72,18 @@ impl NativeNode {
     /// # Errors
     /// Where this machine does not allow it, or containerd does not come up.
     pub fn start(options: &Options) -> Result<Self> {
+        Self::build(options, None)
+    }
+
+    /// As `start`, with the fake runtime's program in containerd's place, at the same socket.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_fake(options: &Options, runtime: &Path) -> Result<Self> {
+        Self::build(&Options { images: false, ..options.clone() }, Some(runtime))
+    }
+
+    fn build(options: &Options, fake: Option<&Path>) -> Result<Self> {
         let root = root::folder()?;
         let store = if options.images { Some(image_store()?) } else { None };
         let logs = node::log_folder(&options.name)?;
@@ -72,9 +94,19 @@ impl NativeNode {
             (notify.path().to_owned(), PathBuf::from("/run/harness")),
         ];
         binds.extend(options.binary.clone().map(|binary| (binary, PathBuf::from(BINARY))));
+        binds.extend(fake.map(|program| (program.to_owned(), PathBuf::from(FAKE))));
         let plan = init::Plan { root, scratch: scratch.path().to_owned(), binds };
         let (init, pid, outside) = first_process(&plan, &logs)?;
-        let mut node = Self { init, pid, outside, logs, services: Vec::new(), notify, _scratch: scratch };
+        let mut node = Self {
+            init,
+            pid,
+            outside,
+            logs,
+            services: Vec::new(),
+            fake: fake.is_some(),
+            notify,
+            _scratch: scratch,
+        };
         if let Some(store) = store {
             let from = store.display();
             let to = node.path("/var/lib/containerd");
@@ -144,8 +176,25 @@ impl NativeNode {
     }
 
     fn start_containerd(&mut self) -> Result<()> {
+        if self.fake {
+            let line = format!("{FAKE} --socket {RUNTIME_SOCKET} --control {CONTROL}");
+            sh(self, &format!("mkdir -p \"$(dirname {RUNTIME_SOCKET})\""))?;
+            self.spawn(Service::Containerd, &line)?;
+            return self.wait_for(Service::Containerd, |node| node.order(&Order::Counts).map(drop));
+        }
         self.spawn(Service::Containerd, "containerd --config /etc/containerd/native.toml")?;
         self.wait_for(Service::Containerd, |node| sh(node, "ctr --connect-timeout 1s version").map(drop))
+    }
+
+    /// Stops or starts serving CRI; the fake's containers live in its process, which stays.
+    fn signal_fake(&self, signal: &str, serves: bool) -> Result<()> {
+        sh(self, &format!("kill -{signal} $(cat /run/{}.harness-pid)", Service::Containerd.name()))?;
+        wait_until(Duration::from_secs(10), Duration::from_millis(10), || {
+            if self.path(RUNTIME_SOCKET).exists() != serves {
+                bail!("its socket has not {}", if serves { "come" } else { "gone" });
+            }
+            Ok(())
+        })
     }
 
     /// The daemon is ready when it says so (sd_notify(3)).
@@ -207,7 +256,7 @@ fn first_process(plan: &init::Plan, logs: &Path) -> Result<(Owned, u32, i32)> {
 
 impl Node for NativeNode {
     fn kind(&self) -> Kind {
-        Kind::Native
+        if self.fake { Kind::Fake } else { Kind::Native }
     }
 
     fn address(&self) -> &'static str {
@@ -224,6 +273,7 @@ impl Node for NativeNode {
 
     fn start(&mut self, service: Service) -> Result<()> {
         match service {
+            Service::Containerd if self.fake && self.runs(service) => self.signal_fake("USR2", true),
             Service::Containerd => self.start_containerd(),
             Service::Agent => self.start_agent(),
         }
@@ -231,6 +281,9 @@ impl Node for NativeNode {
 
     fn stop(&mut self, service: Service, signal: &str) -> Result<()> {
         let name = service.name();
+        if self.fake && service == Service::Containerd {
+            return self.signal_fake("USR1", false);
+        }
         sh(self, &format!("kill -{signal} $(cat /run/{name}.harness-pid)"))?;
         let place = self.services.iter().position(|(s, _)| *s == service);
         let (_, mut child) = self.services.remove(place.with_context(|| format!("{name} was not started"))?);
@@ -257,6 +310,13 @@ impl Node for NativeNode {
     fn runs(&self, service: Service) -> bool {
         self.services.iter().any(|(s, _)| *s == service)
             && sh(self, &format!("kill -0 $(cat /run/{}.harness-pid)", service.name())).is_ok()
+    }
+
+    fn order(&self, order: &Order) -> Result<Value> {
+        if !self.fake {
+            bail!("native nodes have no fake runtime for {order:?}");
+        }
+        fake::order(&self.path(CONTROL), order)
     }
 }
 

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::fake::Order;
 use crate::node::{Kind, Service};
+use crate::vm::CgroupDriver;
 
 /// How long a step may take where it says nothing, on hardware; emulated nodes get a multiple.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -24,6 +26,10 @@ pub struct Scenario {
     pub config: String,
     /// Whether the daemon is started before the first step.
     pub daemon: bool,
+    /// The runtime's cgroup driver; only VM nodes have one.
+    pub cgroup_driver: CgroupDriver,
+    /// Orders to the fake runtime before the daemon starts; other nodes have no use for them.
+    pub fake: Vec<Order>,
     pub steps: Vec<Step>,
 }
 
@@ -37,6 +43,8 @@ pub struct Step {
     pub again: bool,
     /// Whether the demo prints what the step saw.
     pub show: bool,
+    /// The kinds of node the step is for; all where empty.
+    pub only: Vec<Kind>,
     pub action: Action,
 }
 
@@ -72,6 +80,31 @@ pub enum Action {
     Unchanged(Unchanged),
     /// Lets time pass, to show that something does not happen.
     Wait(Span),
+    /// An order to the fake runtime.
+    Fake(Order),
+    /// What the fake runtime answers to a question among the orders, as JSON.
+    Asked(Asked),
+    /// Pods created, edited and removed by lot, as many actions and as many pods at most as are given.
+    Churn(Churn),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Asked {
+    pub of: Order,
+    #[serde(flatten)]
+    pub text: Text,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Churn {
+    pub seed: u64,
+    pub pods: usize,
+    pub actions: usize,
+    /// The image of the pods.
+    pub image: String,
+    /// Between two actions, at most.
+    pub pause: Span,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -220,6 +253,12 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}ms", self.0.as_millis()))
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -229,6 +268,10 @@ struct File {
     config: String,
     #[serde(default = "yes")]
     daemon: bool,
+    #[serde(default)]
+    cgroup_driver: CgroupDriver,
+    #[serde(default)]
+    fake: Vec<Order>,
     steps: Vec<BTreeMap<String, Value>>,
 }
 
@@ -248,6 +291,8 @@ pub fn parse(text: &str) -> Result<Scenario> {
         nodes: file.nodes,
         config: file.config,
         daemon: file.daemon,
+        cgroup_driver: file.cgroup_driver,
+        fake: file.fake,
         steps: steps.collect::<Result<_>>()?,
     })
 }
@@ -256,9 +301,10 @@ fn read_step(mut step: BTreeMap<String, Value>) -> Result<Step> {
     let say = step.remove("say").map(serde_json::from_value::<String>).transpose()?;
     let show = step.remove("show").map(serde_json::from_value).transpose()?.unwrap_or(false);
     let within = step.remove("within").map(serde_json::from_value::<Span>).transpose()?;
+    let only = step.remove("only").map(serde_json::from_value).transpose()?.unwrap_or_default();
     let mut rest = step.into_iter();
     let (Some((key, value)), None) = (rest.next(), rest.next()) else {
-        bail!("a step is one action with `say`, `show` and `within` beside it");
+        bail!("a step is one action with `say`, `show`, `only` and `within` beside it");
     };
     check_keys(&key, &value)?;
     let say = say.unwrap_or_else(|| summary(&key, &value));
@@ -268,6 +314,7 @@ fn read_step(mut step: BTreeMap<String, Value>) -> Result<Step> {
         deadline: within.map_or(DEFAULT_DEADLINE, |span| span.0),
         again: within.is_some(),
         show,
+        only,
         action,
     })
 }
@@ -279,6 +326,7 @@ fn check_keys(action: &str, value: &Value) -> Result<()> {
         "why" => &["of"],
         "logs" => &["pod", "container", "previous"],
         "exec" => &["pod", "container", "command", "code"],
+        "asked" => &["of"],
         _ => return Ok(()),
     };
     for key in value.as_object().into_iter().flat_map(|map| map.keys()) {

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::form::{Action, Executed, Logged, Request, Scenario, Step, Text, Unchanged};
+use super::form::{Action, Churn, Executed, Logged, Request, Scenario, Step, Text, Unchanged};
 use super::state;
-use crate::node::{self, MANIFESTS, Node, sh};
+use crate::fake::{self, Order};
+use crate::node::{self, Kind, MANIFESTS, Node, sh};
 use crate::process::wait_until;
 
 /// Plays scenarios on one node.
@@ -38,7 +39,9 @@ impl<'a> Player<'a> {
     /// Names the step and what was seen instead.
     pub fn play(&mut self, scenario: &Scenario) -> Result<()> {
         let count = scenario.steps.len();
-        for (n, step) in scenario.steps.iter().enumerate() {
+        let kind = self.node.kind();
+        let is_for = |step: &Step| step.only.is_empty() || step.only.contains(&kind);
+        for (n, step) in scenario.steps.iter().enumerate().filter(|(_, step)| is_for(step)) {
             let start = Instant::now();
             let result = self.step(step);
             let mark = if result.is_ok() { "ok" } else { "FAILED" };
@@ -78,6 +81,8 @@ impl<'a> Player<'a> {
                 std::thread::sleep(span.0);
                 Ok(String::new())
             }
+            Action::Fake(order) => self.node.order(order).map(|answer| answer.to_string()),
+            Action::Churn(churn) => self.churn(churn),
             // What is done twice may do something else the second time.
             once @ Action::Run(_) if !step.again => self.expect(once, deadline),
             expectation => {
@@ -107,6 +112,10 @@ impl<'a> Player<'a> {
             Action::Exec(executed) => self.exec(executed, deadline),
             Action::Get(request) => self.get(request, deadline),
             Action::Unchanged(unchanged) => self.unchanged(unchanged),
+            Action::Asked(asked) => {
+                let answer = self.node.order(&asked.of)?.to_string();
+                asked.text.check(&answer).map(|()| answer)
+            }
             other => bail!("{other:?} is not an expectation"),
         }
     }
@@ -200,10 +209,36 @@ impl<'a> Player<'a> {
             .iter()
             .find(|c| c.pod == pod && c.container == container && c.state.eq_ignore_ascii_case("running"));
         let id = &running.with_context(|| format!("{pod} has no running container {container}: {all:?}"))?.id;
-        sh(
-            self.node,
-            &format!("ctr -n k8s.io tasks kill -s SIGKILL {}", id.trim_start_matches("containerd://")),
-        )
+        let id = id.trim_start_matches("containerd://");
+        if self.node.kind() == Kind::Fake {
+            let order = Order::Kill(fake::Kill { container: id.to_owned(), code: 137 });
+            return self.node.order(&order).map(|answer| answer.to_string());
+        }
+        sh(self.node, &format!("ctr -n k8s.io tasks kill -s SIGKILL {id}"))
+    }
+
+    /// Creates, edits and removes pods by lot, and removes the rest at the end.
+    fn churn(&self, churn: &Churn) -> Result<String> {
+        let mut lots = Lots(churn.seed);
+        let mut there = BTreeSet::new();
+        let mut counts = [0_usize; 3];
+        for action in 0..churn.actions {
+            let pod = lots.below(churn.pods);
+            let path = format!("{MANIFESTS}/churn-{pod}.yaml");
+            // Of the pods that are there a third of the lots removes, the rest edits.
+            if there.contains(&pod) && lots.below(3) == 0 {
+                sh(self.node, &format!("rm '{path}'"))?;
+                there.remove(&pod);
+                counts[2] += 1;
+            } else {
+                node::put(self.node, &path, churned_pod(pod, action, &churn.image).as_bytes())?;
+                counts[usize::from(!there.insert(pod))] += 1;
+            }
+            std::thread::sleep(churn.pause.0.mul_f64(lots.below(100) as f64 / 100.0));
+        }
+        sh(self.node, &format!("rm -f {MANIFESTS}/churn-*.yaml"))?;
+        let [created, edited, removed] = counts;
+        Ok(format!("{created} created, {edited} edited, {removed} removed, then {} left", there.len()))
     }
 
     fn unchanged(&self, unchanged: &Unchanged) -> Result<String> {
@@ -228,6 +263,32 @@ impl<'a> Player<'a> {
             }
         }
         Ok(format!("{same} containers and sandboxes are the same processes"))
+    }
+}
+
+/// A pod whose content tells which action wrote it; every kind of thing that can be left behind is in it.
+fn churned_pod(pod: usize, action: usize, image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: churn-{pod}}}\nspec:\n  \
+         terminationGracePeriodSeconds: {grace}\n  \
+         volumes: [{{name: disk, emptyDir: {{}}}}, {{name: memory, emptyDir: {{medium: Memory}}}}]\n  \
+         containers:\n  - name: c\n    image: {image}\n    \
+         env: [{{name: ACTION, value: '{action}'}}]\n    \
+         volumeMounts: [{{name: disk, mountPath: /disk}}, {{name: memory, mountPath: /memory}}]\n",
+        grace = action % 2,
+    )
+}
+
+/// Numbers by lot, the same for the same seed on every machine (SplitMix64).
+struct Lots(u64);
+
+impl Lots {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
     }
 }
 

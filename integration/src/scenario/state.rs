@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::form::PodState;
-use crate::node::{Node, sh};
+use crate::fake::Order;
+use crate::node::{Kind, Node, sh};
 
 /// A line of `longshore ps -o json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -62,11 +63,17 @@ pub fn containers(node: &dyn Node) -> Result<Vec<ContainerLine>> {
     serde_json::from_str(&text).with_context(|| format!("`longshore ps --containers -o json` printed {text}"))
 }
 
-/// Ids of the running containers as containerd has them (process id included, so that a restart shows), by id.
+/// Running containers and sandboxes as the runtime has them: by id, what changes with a restart (the process id; the
+/// time of the start on the fake runtime).
 ///
 /// # Errors
-/// Where containerd does not answer.
+/// Where the runtime does not answer.
 pub fn tasks(node: &dyn Node) -> Result<BTreeMap<String, String>> {
+    if node.kind() == Kind::Fake {
+        let answer = node.order(&Order::Tasks)?;
+        let tasks = answer.as_object().context("tasks are an object")?;
+        return Ok(tasks.iter().map(|(id, started)| (id.clone(), started.to_string())).collect());
+    }
     let text = sh(node, "ctr -n k8s.io tasks list")?;
     let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
     Ok(rows
@@ -154,7 +161,8 @@ pub fn dump(node: &dyn Node) -> String {
             &format!("longshore why pod/{} -n {}", pod.name, pod.namespace),
         );
     }
-    show("containerd's tasks", "ctr -n k8s.io tasks list");
+    let tasks = tasks(node).map_or_else(|error| format!("{error:#}"), |tasks| format!("{tasks:?}"));
+    text.push_str(&format!("  -- the runtime's tasks\n{}\n", indent(&tasks)));
     for (service, lines) in [(Service::Agent, 60), (Service::Containerd, 15)] {
         text.push_str(&format!("  -- log of {}\n{}\n", service.name(), indent(&node.log(service, lines))));
     }

@@ -14,15 +14,18 @@ use anyhow::{Context, Result, bail};
 use super::form::{Scenario, parse};
 use super::play::Player;
 use super::state;
+use crate::fake;
 use crate::native::{self, NativeNode};
 use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
 use crate::process::wait_until;
 use crate::report::Tally;
+use crate::root;
 use crate::tiers::workspace_root;
 use crate::vm::{CgroupDriver, NodeVm, Options};
 
-/// Native nodes at a time.
+/// Native nodes at a time, and nodes with the fake runtime, which mostly wait.
 const AT_ONCE: usize = 2;
+const FAKES_AT_ONCE: usize = 4;
 
 /// A scenario and the file it came from.
 #[derive(Debug, Clone)]
@@ -67,7 +70,9 @@ pub fn config(kind: Kind, driver: CgroupDriver, more: &str) -> String {
                 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n\
                 clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\n";
     let cgroups = match (kind, driver) {
-        (Kind::Native, _) => "cgroupsPerQOS: false\nenforceNodeAllocatable: []\nfailCgroupV1: false\n",
+        (Kind::Native | Kind::Fake, _) => {
+            "cgroupsPerQOS: false\nenforceNodeAllocatable: []\nfailCgroupV1: false\n"
+        }
         (Kind::Vm, CgroupDriver::Systemd) => "cgroupDriver: systemd\n",
         (Kind::Vm, CgroupDriver::Cgroupfs) => "cgroupDriver: cgroupfs\n",
     };
@@ -99,39 +104,78 @@ pub fn run_native(only: Option<&str>) -> Result<Tally> {
     let binary = binary()?;
     // Built once here, not by the threads.
     native::image_store()?;
+    Ok(side_by_side(Kind::Native, scenarios, AT_ONCE, |named| {
+        let options = options(Kind::Native, named, &binary);
+        on_own_node(Kind::Native, named, || NativeNode::start(&options))
+    }))
+}
+
+/// Runs the scenarios on the fake runtime.
+///
+/// # Errors
+/// As `run_native`.
+pub fn run_fake(only: Option<&str>) -> Result<Tally> {
+    let scenarios = load(Kind::Fake, only)?;
+    let binary = binary()?;
+    let runtime = fake::binary()?;
+    root::folder()?;
+    Ok(side_by_side(Kind::Fake, scenarios, FAKES_AT_ONCE, |named| {
+        let options = options(Kind::Fake, named, &binary);
+        on_own_node(Kind::Fake, named, || {
+            let node = NativeNode::start_fake(&options, &runtime)?;
+            named.scenario.fake.iter().try_for_each(|order| node.order(order).map(drop))?;
+            Ok(node)
+        })
+    }))
+}
+
+fn options(kind: Kind, named: &Named, binary: &Path) -> native::Options {
+    native::Options {
+        name: format!("{kind}-{}", named.file),
+        binary: Some(binary.to_owned()),
+        config: config(kind, CgroupDriver::Cgroupfs, &named.scenario.config),
+        images: true,
+    }
+}
+
+/// Plays the scenarios, so many at a time; prints each when it has ended.
+fn side_by_side(
+    kind: Kind,
+    scenarios: Vec<Named>,
+    at_once: usize,
+    one: impl Fn(&Named) -> (Result<()>, Duration, String) + Sync,
+) -> Tally {
     let queue = Mutex::new(VecDeque::from(scenarios));
     let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(named) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
-                    let (result, text) = one_native(&named, &binary);
+                    let (result, took, text) = one(&named);
                     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
                     println!("{text}");
-                    tally.record(&format!("native {}", named.file), result);
+                    tally.record(&format!("{kind} {}", named.file), took, result);
                 }
             });
         }
     });
-    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
+    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn one_native(named: &Named, binary: &Path) -> (Result<()>, String) {
-    let options = native::Options {
-        name: format!("native-{}", named.file),
-        binary: Some(binary.to_owned()),
-        config: config(Kind::Native, CgroupDriver::Cgroupfs, &named.scenario.config),
-        images: true,
-    };
+fn on_own_node(
+    kind: Kind,
+    named: &Named,
+    node: impl FnOnce() -> Result<NativeNode>,
+) -> (Result<()>, Duration, String) {
     let start = Instant::now();
     let mut lines = Vec::new();
-    let result = NativeNode::start(&options).and_then(|mut node| {
+    let result = node().and_then(|mut node| {
         if named.scenario.daemon {
             node.start(Service::Agent)?;
         }
         play(&mut node, &named.scenario, 1, &mut lines)
     });
-    (result, block("native", named, start, &lines))
+    (result, start.elapsed(), block(kind, named, start, &lines))
 }
 
 /// Plays on a node and adds what a person would look at where it fails.
@@ -144,7 +188,7 @@ fn play(node: &mut dyn Node, scenario: &Scenario, patience: u32, lines: &mut Vec
     result
 }
 
-fn block(kind: &str, named: &Named, start: Instant, lines: &[String]) -> String {
+fn block(kind: Kind, named: &Named, start: Instant, lines: &[String]) -> String {
     let head = format!(
         "---- {kind} {}: {} ({:.1} s)",
         named.file,
@@ -159,8 +203,10 @@ fn block(kind: &str, named: &Named, start: Instant, lines: &[String]) -> String 
 /// # Errors
 /// Where the VM does not boot; failures of scenarios are in the tally.
 pub fn run_vm(only: Option<&str>) -> Result<Tally> {
-    let scenarios = load(Kind::Vm, only)?;
-    let driver = CgroupDriver::Systemd;
+    let mut scenarios = load(Kind::Vm, only)?;
+    // Those of one driver together, as changing it restarts the runtime.
+    scenarios.sort_by_key(|named| named.scenario.cgroup_driver != CgroupDriver::Systemd);
+    let mut driver = scenarios[0].scenario.cgroup_driver;
     let options = Options {
         name: "vm".into(),
         binary: Some(binary()?),
@@ -174,14 +220,18 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
     for named in scenarios {
         let start = Instant::now();
         let patience = vm.patience();
+        if named.scenario.cgroup_driver != driver {
+            driver = named.scenario.cgroup_driver;
+            vm.use_cgroup_driver(driver)?;
+        }
         let mut lines = Vec::new();
         let result = begin(&mut vm, &named.scenario, driver)
             .and_then(|()| play(&mut vm, &named.scenario, patience, &mut lines));
         if let Err(error) = &result {
             lines.push(format!("  {error:#}"));
         }
-        println!("{}", block("vm", &named, start, &lines));
-        tally.record(&format!("vm {}", named.file), result);
+        println!("{}", block(Kind::Vm, &named, start, &lines));
+        tally.record(&format!("{} {}", Kind::Vm, named.file), start.elapsed(), result);
         if named.scenario.daemon {
             clear(&mut vm, patience)
                 .with_context(|| format!("the VM cannot be used any more after {}", named.file))?;
@@ -223,8 +273,8 @@ mod tests {
 
     #[test]
     fn every_scenario_file_is_read() {
-        for kind in [Kind::Native, Kind::Vm] {
-            assert!(load(kind, None).unwrap().len() > 5, "{kind}");
+        for kind in [Kind::Fake, Kind::Native, Kind::Vm] {
+            assert!(load(kind, None).unwrap().len() > 2, "{kind}");
         }
         assert!(load(Kind::Native, Some("no such scenario")).is_err());
     }

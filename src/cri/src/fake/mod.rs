@@ -14,7 +14,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -101,6 +101,8 @@ struct Inner {
     /// Counts changes of state, for those who wait for one.
     changed: watch::Sender<u64>,
     down: watch::Sender<bool>,
+    /// Counts how often the event streams were cut.
+    cut: watch::Sender<u64>,
     made: Instant,
     last: AtomicI64,
 }
@@ -131,6 +133,7 @@ impl FakeRuntime {
             events: broadcast::Sender::new(EVENT_BUFFER),
             changed: watch::Sender::new(0),
             down: watch::Sender::new(false),
+            cut: watch::Sender::new(0),
             made: Instant::now(),
             last: AtomicI64::new(0),
         };
@@ -232,7 +235,31 @@ impl FakeRuntime {
         locked(&self.inner.state).network_error = why.map(str::to_owned);
     }
 
+    /// Breaks every event stream that is open; a new one can be had at once. What happens between is
+    /// not told.
+    pub fn break_events(&self) {
+        self.inner.cut.send_modify(|count| *count += 1);
+    }
+
+    /// While set, lists answer what was so when it was set; single objects are told as they are.
+    pub fn freeze_lists(&self, freeze: bool) {
+        locked(&self.inner.state).freeze_lists(freeze);
+    }
+
+    /// The runtime has lost every sandbox of this pod and its containers, without a word; how many
+    /// sandboxes there were.
+    pub fn lose_pod(&self, pod: &str) -> usize {
+        let lost = locked(&self.inner.state).lose_pod(pod);
+        self.inner.changed.send_modify(|count| *count += 1);
+        lost
+    }
+
     // ---- what happens to containers from outside ----
+
+    /// Ends the running container with this id; `false` where there is none.
+    pub fn kill_id(&self, id: &str, code: i32) -> bool {
+        self.inner.finish(id, code, "")
+    }
 
     /// Ends every running container of this name (`code`, reason by code); how many there were.
     pub fn kill(&self, container: &str, code: i32) -> usize {
@@ -303,6 +330,18 @@ impl FakeRuntime {
             .collect();
         names.sort();
         names
+    }
+
+    /// Ready sandboxes and running containers: the runtime's time of their start, by id.
+    pub fn tasks(&self) -> BTreeMap<String, i64> {
+        let state = locked(&self.inner.state);
+        let ready = state.sandboxes.iter().filter(|(_, it)| it.ready);
+        let sandboxes = ready.map(|(id, sandbox)| (id.clone(), sandbox.created_at));
+        let containers = state.containers.iter().filter_map(|(id, container)| match container.phase {
+            Phase::Running { started_at } => Some((id.clone(), started_at)),
+            _ => None,
+        });
+        sandboxes.chain(containers).collect()
     }
 
     /// Sandboxes and containers that exist, in whatever state.

@@ -213,21 +213,23 @@ fn text_matches(wanted: &str, text: &str) -> bool {
     wanted.is_empty() || wanted == text
 }
 
-/// Events from now on; broken off when the runtime goes down.
+/// Events from now on; broken off when the runtime goes down or the streams are cut.
 fn event_stream(
     events: broadcast::Receiver<v1::ContainerEventResponse>,
     down: watch::Receiver<bool>,
+    cut: watch::Receiver<u64>,
 ) -> impl Stream<Item = Result<v1::ContainerEventResponse, Status>> + Send {
-    stream::unfold(Some((events, down)), |streams| async move {
-        let (mut events, mut down) = streams?;
+    stream::unfold(Some((events, down, cut)), |streams| async move {
+        let (mut events, mut down, mut cut) = streams?;
         loop {
             tokio::select! {
                 biased;
                 _ = gone_down(&mut down) => {
                     return Some((Err(Status::unavailable("the runtime is down")), None));
                 }
+                _ = cut.changed() => return Some((Err(lost()), None)),
                 event = events.recv() => match event {
-                    Ok(event) => return Some((Ok(event), Some((events, down)))),
+                    Ok(event) => return Some((Ok(event), Some((events, down, cut)))),
                     // Too slow: what was missed is gone, as with containerd.
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return None,
@@ -340,7 +342,7 @@ impl RuntimeService for FakeRuntime {
         self.serve(Operation::ListPodSandbox, async {
             let filter = request.into_inner().filter.unwrap_or_default();
             let state = locked(&self.inner.state);
-            let matching = state.sandboxes.iter().filter(|(id, sandbox)| {
+            let matching = state.listed_sandboxes().iter().filter(|(id, sandbox)| {
                 text_matches(&filter.id, id)
                     && filter.state.as_ref().is_none_or(|wanted| wanted.state() == sandbox.state())
                     && labels_match(&filter.label_selector, &sandbox.config.labels)
@@ -422,7 +424,7 @@ impl RuntimeService for FakeRuntime {
         self.serve(Operation::ListContainers, async {
             let filter = request.into_inner().filter.unwrap_or_default();
             let state = locked(&self.inner.state);
-            let matching = state.containers.iter().filter(|(id, container)| {
+            let matching = state.listed_containers().iter().filter(|(id, container)| {
                 text_matches(&filter.id, id)
                     && text_matches(&filter.pod_sandbox_id, &container.sandbox)
                     && filter.state.as_ref().is_none_or(|wanted| wanted.state() == container.phase.state())
@@ -539,7 +541,9 @@ impl RuntimeService for FakeRuntime {
             if !self.inner.options.events {
                 return Err(Status::unimplemented("unknown method GetContainerEvents"));
             }
-            let events = event_stream(self.inner.events.subscribe(), self.inner.down.subscribe());
+            let inner = &self.inner;
+            let events =
+                event_stream(inner.events.subscribe(), inner.down.subscribe(), inner.cut.subscribe());
             Ok(Box::pin(events) as BoxStream<v1::ContainerEventResponse>)
         })
         .await

@@ -499,3 +499,42 @@ async fn lists_larger_than_one_message_are_read_in_parts() {
     assert_eq!(all.pods.len(), 20);
     assert!(all.pods.values().all(|pod| pod.sandboxes.len() == 1 && pod.containers.len() == 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn lists_can_be_stale_while_single_objects_are_told_as_they_are() {
+    let fake = FakeRuntime::default();
+    let runtime = fake.runtime();
+    let first = started(&runtime, "web", "app").await;
+    fake.freeze_lists(true);
+    runtime.sandboxes.remove_sandbox(&first.0).await.unwrap();
+    let listed =
+        || async { runtime.sandboxes.list_sandboxes(&Default::default()).await.unwrap().items.len() };
+    assert_eq!((listed().await, fake.counts()), (1, (0, 0)));
+    let error = runtime.containers.container_status(&first.1, &first.0).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    fake.freeze_lists(false);
+    assert_eq!(listed().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_pod_is_gone_without_an_event_and_a_cut_stream_can_be_had_again() {
+    let fake = FakeRuntime::default();
+    let runtime = fake.runtime();
+    let at = started(&runtime, "web", "app").await;
+    assert_eq!(fake.tasks().keys().map(String::as_str).collect::<Vec<_>>(), [at.0.as_str(), at.1.as_str()]);
+    let mut events = fake.inner.events.subscribe();
+    assert_eq!((fake.lose_pod("nobody"), fake.lose_pod("web")), (0, 1));
+    assert_eq!(fake.counts(), (0, 0));
+    assert!(events.try_recv().is_err(), "nothing is said of it");
+    assert!(!fake.kill_id(at.1.as_str(), 1));
+
+    let mut stream = runtime.events.subscribe();
+    let heard = tokio::spawn(async move { (stream.next().await, stream) });
+    while fake.inner.events.receiver_count() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    fake.break_events();
+    let (broken, _stream) = heard.await.unwrap();
+    assert_eq!(broken.unwrap().unwrap_err().kind, ErrorKind::Unavailable);
+    assert!(fake.tasks().is_empty());
+}
