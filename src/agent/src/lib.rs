@@ -16,6 +16,7 @@ pub mod node;
 pub mod pods;
 pub mod probes;
 pub mod process;
+pub mod proxy;
 pub mod reads;
 pub mod services;
 pub mod sources;

@@ -1,24 +1,26 @@
 //! Services of a node without a control plane: their addresses are given here, their endpoints are
-//! the node's own ready pods, and both go to the dataplane as they change. One task owns the state;
-//! who is eligible and who gets which address is decided in `core`.
+//! the node's own ready pods or the slices of files, and both go to the dataplane as they change.
+//! Who is eligible and who gets which address is decided in `core`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use longshore_core::ids::PodKey;
+use longshore_core::ids::{ObjectKey, PodKey};
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::service::allocate::Pools;
 use longshore_core::service::select::BackendPod;
 use longshore_core::service::standalone::{Output, Standalone};
+use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::service::{cidr::Cidr, env};
-use longshore_core::wire::PodView;
+use longshore_core::wire::{ObjectKind, PodView, SourceProblem};
 use tokio::sync::mpsc;
 
 use crate::dataplane::{Change as ToDataplane, DataplaneHandle};
 use crate::node::Node;
 use crate::pods::PodsView;
-use crate::sources::Change;
+use crate::reads::SourceReads;
+use crate::sources::{Change, Manifests};
 
 /// Where addresses come from, the API server's defaults.
 const SERVICE_CIDR: &str = "10.96.0.0/12";
@@ -138,6 +140,172 @@ impl StandaloneServices {
     }
 }
 
+/// Services and slices of files alone, for a daemon that runs no pods and never looks at any.
+pub struct ServiceFiles {
+    dataplane: DataplaneHandle,
+    state: Mutex<FileState>,
+    manifests: OnceLock<Manifests>,
+}
+
+/// What was read, as the files have it, and the addresses given.
+struct FileState {
+    standalone: Standalone,
+    services: BTreeMap<ObjectKey, Service>,
+    slices: BTreeMap<ObjectKey, EndpointSlice>,
+}
+
+impl std::fmt::Debug for ServiceFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServiceFiles").field("manifests", &self.manifests).finish_non_exhaustive()
+    }
+}
+
+impl ServiceFiles {
+    pub fn new(dataplane: DataplaneHandle) -> Self {
+        let state = FileState {
+            standalone: Standalone::new(pools()),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+        };
+        ServiceFiles { dataplane, state: Mutex::new(state), manifests: OnceLock::new() }
+    }
+
+    /// The watched folder, for its problems and its line in `why node`.
+    pub fn show(&self, manifests: Manifests) {
+        // There is one folder per daemon; a second one would be a mistake in the wiring.
+        let _ = self.manifests.set(manifests);
+    }
+
+    /// Takes one change further. Pods, ConfigMaps and Secrets are the other half's.
+    pub fn take(&self, change: Change) {
+        let mut state = self.state();
+        let outputs = match change {
+            Change::Service(key, Some(service)) => {
+                state.services.insert(key, (*service).clone());
+                state.standalone.upsert_service(*service)
+            }
+            Change::Service(key, None) => {
+                state.services.remove(&key);
+                state.standalone.remove_service(&key)
+            }
+            Change::EndpointSlice(key, Some(slice)) => {
+                state.slices.insert(key, (*slice).clone());
+                vec![Output::Slice(slice)]
+            }
+            Change::EndpointSlice(key, None) => {
+                state.slices.remove(&key);
+                vec![Output::SliceGone(key)]
+            }
+            Change::Pod(_) | Change::ConfigMap(..) | Change::Secret(..) => Vec::new(),
+        };
+        outputs.into_iter().for_each(|output| self.dataplane.tell(output));
+    }
+
+    /// Every file was read once.
+    pub fn synced(&self) {
+        self.dataplane.tell(ToDataplane::SourcesSynced);
+    }
+
+    fn state(&self) -> MutexGuard<'_, FileState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SourceReads for ServiceFiles {
+    fn sources(&self) -> Vec<String> {
+        self.manifests.get().map(Manifests::summary).into_iter().collect()
+    }
+
+    fn problems(&self) -> Vec<SourceProblem> {
+        self.manifests.get().map(Manifests::problems).unwrap_or_default()
+    }
+
+    fn objects(&self, kind: ObjectKind) -> Vec<ObjectKey> {
+        let state = self.state();
+        match kind {
+            ObjectKind::Service => state.services.keys().cloned().collect(),
+            ObjectKind::EndpointSlice => state.slices.keys().cloned().collect(),
+            ObjectKind::ConfigMap | ObjectKind::Secret => Vec::new(),
+        }
+    }
+
+    fn object(&self, kind: ObjectKind, key: &ObjectKey) -> Option<serde_json::Value> {
+        let state = self.state();
+        match kind {
+            ObjectKind::Service => serde_json::to_value(state.services.get(key)?).ok(),
+            ObjectKind::EndpointSlice => serde_json::to_value(state.slices.get(key)?).ok(),
+            ObjectKind::ConfigMap | ObjectKind::Secret => None,
+        }
+    }
+}
+
 fn is_terminating(view: &PodView) -> bool {
     !matches!(view.lifecycle, Lifecycle::Syncing | Lifecycle::Queued { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_core::ruleset::trace::{Fate, Origin};
+    use longshore_kernel::ipvs::IpvsError;
+    use longshore_kernel::netlink::{NetlinkError, Refusal};
+    use longshore_kernel::nft::FakeNft;
+    use longshore_kernel::route::FakeRoutes;
+    use longshore_kernel::sysctl::FakeSysctls;
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::dataplane::{DataplaneConfig, Kernel, ModeRequest, OpenKernel, dataplane};
+    use crate::pods::Clock;
+
+    fn read<T: serde::de::DeserializeOwned>(value: Value) -> Box<T> {
+        Box::new(serde_json::from_value(value).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_daemon_without_pods_serves_the_slices_of_files() {
+        let node = std::net::IpAddr::from([192, 168, 0, 1]);
+        let kernel = Kernel {
+            ipvs: Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(nix::errno::Errno::ENOENT)))),
+            nft: Arc::new(FakeNft::new()),
+            routes: Arc::new(FakeRoutes::new(node)),
+            flows: None,
+            sysctls: Arc::new(FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
+        };
+        let stop = CancellationToken::new();
+        let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", vec![node]);
+        let open = OpenKernel::new(move || Ok(kernel.clone()));
+        let (handle, task) = dataplane(config, open, Clock::System, stop.clone());
+        let task = tokio::spawn(task);
+        let files = ServiceFiles::new(handle.clone());
+        let key = ObjectKey::new("ns", "web");
+        files.take(Change::Service(
+            key.clone(),
+            Some(read(json!({"metadata": {"name": "web", "namespace": "ns"},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}}))),
+        ));
+        files.take(Change::EndpointSlice(
+            ObjectKey::new("ns", "web-1"),
+            Some(read(json!({"metadata": {"name": "web-1", "namespace": "ns",
+                    "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.244.1.1"]}], "ports": [{"port": 8080}]}))),
+        ));
+        files.synced();
+        handle.synced().wait_for(|done| *done).await.unwrap();
+        let query = longshore_core::explain::Query {
+            dst: "10.96.0.1:80".parse().unwrap(),
+            protocol: longshore_core::ruleset::Protocol::Tcp,
+            origin: Origin::Node,
+            src: node,
+        };
+        let answer = handle.explain(query).await.unwrap();
+        let Fate::Endpoints(to) = &answer.fate else { panic!("{}", answer.sentence) };
+        assert_eq!(to[0].to.to_string(), "10.244.1.1:8080");
+        assert_eq!(files.objects(ObjectKind::Service), [key.clone()]);
+        assert_eq!(files.object(ObjectKind::Service, &key).unwrap()["spec"]["clusterIP"], "10.96.0.1");
+        files.take(Change::Service(key.clone(), None));
+        assert_eq!(files.objects(ObjectKind::Service), []);
+        stop.cancel();
+        task.await.unwrap();
+    }
 }

@@ -12,7 +12,6 @@ use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::step::Hook;
 use longshore_core::pod::{plan, snapshot, status};
 use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
-use longshore_kernel::modules::RealModules;
 use longshore_kernel::mount::RealMounts;
 use longshore_kernel::route::RealRoutes;
 use prometheus_client::registry::Registry;
@@ -23,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
 use crate::cgroups;
 use crate::config::Settings;
-use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
+use crate::dataplane::DataplaneHandle;
 use crate::hooks::HookRunner;
 use crate::images::ImagePuller;
 use crate::journal::Journal;
@@ -38,6 +37,7 @@ use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;
 use crate::process;
+use crate::proxy;
 use crate::reads::{NodeViews, PodViews};
 use crate::services::StandaloneServices;
 use crate::sources::{ManifestOptions, Manifests, ObjectStore};
@@ -106,6 +106,9 @@ impl Tasks {
 /// What makes starting pointless: another daemon on the same root, a root folder that cannot be
 /// written, an endpoint that is none.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    if !settings.roles.node {
+        return proxy::run(settings).await;
+    }
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -132,8 +135,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         runtime,
         facts,
     };
-    let dataplane =
-        settings.roles.proxy.then(|| start_dataplane(&settings, &world.facts, &stop)).transpose()?;
+    let dataplane = settings.roles.proxy.then(|| proxy::start(&settings, &world.facts, &stop)).transpose()?;
     let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
@@ -150,25 +152,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     half.records.flush().await;
     serving.await.context("the admin socket's task")?;
     Ok(())
-}
-
-/// The task that owns the node's Services in the kernel.
-fn start_dataplane(
-    settings: &Settings,
-    facts: &Facts,
-    stop: &CancellationToken,
-) -> anyhow::Result<DataplaneHandle> {
-    let context = node::context(settings, facts, None, Clock::System.now());
-    let made =
-        DataplaneConfig::from_settings(&settings.dataplane, &context.name, context.ips, facts.kernel_version);
-    let (config, warnings) = made?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    let kernel = OpenKernel::new(|| Kernel::open(kernel_flows())).loading(Arc::new(RealModules::default()));
-    let (handle, task) = dataplane(config, kernel, Clock::System, stop.clone());
-    tokio::spawn(task);
-    Ok(handle)
 }
 
 /// The root folder and the daemon's own below it.

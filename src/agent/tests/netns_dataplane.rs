@@ -94,25 +94,10 @@ fn answers(to: &str) -> Vec<String> {
 }
 
 fn config() -> DataplaneConfig {
-    DataplaneConfig {
-        mode: ModeRequest::Nftables,
-        scheduler: Scheduler::Rr,
-        chains: ChainConfig {
-            masquerade_mark: 0x4000,
-            masquerade_all: false,
-            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-            pod_interface: None,
-        },
-        node_port_addresses: NodePortAddresses::Primary,
-        node_name: "n1".to_owned(),
-        node_ips: vec![IpAddr::from([203, 0, 113, 254])],
-        strict_arp: false,
-        timeouts: IpvsTimeouts::default(),
-        exclude_cidrs: Vec::new(),
-        audit_period: Duration::from_secs(30),
-        drain_period: Duration::from_secs(60),
-        kernel_version: (6, 12),
-    }
+    let node = vec![IpAddr::from([203, 0, 113, 254])];
+    let new = DataplaneConfig::new(ModeRequest::Nftables, "n1", node);
+    let cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    DataplaneConfig { chains: ChainConfig { cluster_cidrs, ..new.chains.clone() }, ..new }
 }
 
 fn engine() -> Engine {

@@ -54,6 +54,10 @@ fn flag_table() -> String {
         let meaning = match flag.target {
             Target::Kubelet(field) => format!("KubeletConfiguration `{field}`"),
             Target::Proxy(field) => format!("KubeProxyConfiguration `{field}`"),
+            Target::ProxyBoth([one, two]) => format!("KubeProxyConfiguration `{one}` and `{two}`"),
+            Target::Either { kubelet, proxy } => format!(
+                "KubeletConfiguration `{kubelet}`; where the proxy runs alone, KubeProxyConfiguration `{proxy}`"
+            ),
             Target::Nothing => "accepted, without effect".to_owned(),
         };
         writeln!(table, "| `--{}` | {meaning} |", flag.name).expect("a String takes all");

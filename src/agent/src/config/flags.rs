@@ -30,6 +30,13 @@ pub enum Form {
 pub enum Target {
     Kubelet(&'static str),
     Proxy(&'static str),
+    /// One flag for the same field of two sections.
+    ProxyBoth([&'static str; 2]),
+    /// Both programs have a flag of this name: the kubelet's field where pods run, else the proxy's.
+    Either {
+        kubelet: &'static str,
+        proxy: &'static str,
+    },
     /// Accepted for old unit files, without effect.
     Nothing,
 }
@@ -49,9 +56,16 @@ const fn proxy(name: &'static str, field: &'static str, form: Form) -> Flag {
     Flag { name, form, target: Target::Proxy(field) }
 }
 
+const fn either(name: &'static str, kubelet: &'static str, proxy: &'static str, form: Form) -> Flag {
+    Flag { name, form, target: Target::Either { kubelet, proxy } }
+}
+
 const fn nothing(name: &'static str, form: Form) -> Flag {
     Flag { name, form, target: Target::Nothing }
 }
+
+/// kube-proxy's flag is older than its nftables section.
+const MASQUERADE_ALL: [&str; 2] = ["iptables.masqueradeAll", "nftables.masqueradeAll"];
 
 /// Every such flag.
 pub const FLAGS: &[Flag] = &[
@@ -100,27 +114,27 @@ pub const FLAGS: &[Flag] = &[
     kubelet("eviction-soft-grace-period", "evictionSoftGracePeriod", Form::Map),
     kubelet("fail-cgroupv1", "failCgroupV1", Form::Bool),
     kubelet("fail-swap-on", "failSwapOn", Form::Bool),
-    kubelet("feature-gates", "featureGates", Form::Gates),
+    either("feature-gates", "featureGates", "featureGates", Form::Gates),
     kubelet("file-check-frequency", "fileCheckFrequency", Form::Text),
     kubelet("hairpin-mode", "hairpinMode", Form::Text),
-    kubelet("healthz-bind-address", "healthzBindAddress", Form::Text),
+    either("healthz-bind-address", "healthzBindAddress", "healthzBindAddress", Form::Text),
     kubelet("healthz-port", "healthzPort", Form::Int),
     kubelet("http-check-frequency", "httpCheckFrequency", Form::Text),
     kubelet("image-gc-high-threshold", "imageGCHighThresholdPercent", Form::Int),
     kubelet("image-gc-low-threshold", "imageGCLowThresholdPercent", Form::Int),
     kubelet("image-service-endpoint", "imageServiceEndpoint", Form::Text),
     kubelet("iptables-drop-bit", "iptablesDropBit", Form::Int),
-    kubelet("iptables-masquerade-bit", "iptablesMasqueradeBit", Form::Int),
+    either("iptables-masquerade-bit", "iptablesMasqueradeBit", "iptables.masqueradeBit", Form::Int),
     kubelet("kernel-memcg-notification", "kernelMemcgNotification", Form::Bool),
-    kubelet("kube-api-burst", "kubeAPIBurst", Form::Int),
-    kubelet("kube-api-content-type", "contentType", Form::Text),
-    kubelet("kube-api-qps", "kubeAPIQPS", Form::Int),
+    either("kube-api-burst", "kubeAPIBurst", "clientConnection.burst", Form::Int),
+    either("kube-api-content-type", "contentType", "clientConnection.contentType", Form::Text),
+    either("kube-api-qps", "kubeAPIQPS", "clientConnection.qps", Form::Int),
     kubelet("kube-reserved", "kubeReserved", Form::Map),
     kubelet("kube-reserved-cgroup", "kubeReservedCgroup", Form::Text),
     kubelet("kubelet-cgroups", "kubeletCgroups", Form::Text),
     kubelet("local-storage-capacity-isolation", "localStorageCapacityIsolation", Form::Bool),
-    kubelet("log-flush-frequency", "logging.flushFrequency", Form::Text),
-    kubelet("logging-format", "logging.format", Form::Text),
+    either("log-flush-frequency", "logging.flushFrequency", "logging.flushFrequency", Form::Text),
+    either("logging-format", "logging.format", "logging.format", Form::Text),
     kubelet("make-iptables-util-chains", "makeIPTablesUtilChains", Form::Bool),
     kubelet("manifest-url", "staticPodURL", Form::Text),
     kubelet("manifest-url-header", "staticPodURLHeader", Form::Headers),
@@ -130,7 +144,7 @@ pub const FLAGS: &[Flag] = &[
     kubelet("minimum-image-ttl-duration", "imageMinimumGCAge", Form::Text),
     kubelet("node-status-max-images", "nodeStatusMaxImages", Form::Int),
     kubelet("node-status-update-frequency", "nodeStatusUpdateFrequency", Form::Text),
-    kubelet("oom-score-adj", "oomScoreAdj", Form::Int),
+    either("oom-score-adj", "oomScoreAdj", "oomScoreAdj", Form::Int),
     kubelet("pod-cidr", "podCIDR", Form::Text),
     kubelet("pod-manifest-path", "staticPodPath", Form::Text),
     kubelet("pod-max-pids", "podPidsLimit", Form::Int),
@@ -152,7 +166,12 @@ pub const FLAGS: &[Flag] = &[
     kubelet("runtime-request-timeout", "runtimeRequestTimeout", Form::Text),
     kubelet("seccomp-default", "seccompDefault", Form::Bool),
     kubelet("serialize-image-pulls", "serializeImagePulls", Form::Bool),
-    kubelet("show-hidden-metrics-for-version", "showHiddenMetricsForVersion", Form::Text),
+    either(
+        "show-hidden-metrics-for-version",
+        "showHiddenMetricsForVersion",
+        "showHiddenMetricsForVersion",
+        Form::Text,
+    ),
     kubelet("streaming-connection-idle-timeout", "streamingConnectionIdleTimeout", Form::Text),
     kubelet("sync-frequency", "syncFrequency", Form::Text),
     kubelet("system-cgroups", "systemCgroups", Form::Text),
@@ -167,8 +186,22 @@ pub const FLAGS: &[Flag] = &[
     kubelet("topology-manager-scope", "topologyManagerScope", Form::Text),
     kubelet("volume-plugin-dir", "volumePluginDir", Form::Text),
     kubelet("volume-stats-agg-period", "volumeStatsAggPeriod", Form::Text),
+    Flag { name: "masquerade-all", form: Form::Bool, target: Target::ProxyBoth(MASQUERADE_ALL) },
+    proxy("bind-address", "bindAddress", Form::Text),
+    proxy("bind-address-hard-fail", "bindAddressHardFail", Form::Bool),
     proxy("cluster-cidr", "clusterCIDR", Form::Text),
+    proxy("config-sync-period", "configSyncPeriod", Form::Text),
+    proxy("conntrack-max-per-core", "conntrack.maxPerCore", Form::Int),
+    proxy("conntrack-min", "conntrack.min", Form::Int),
+    proxy("conntrack-tcp-be-liberal", "conntrack.tcpBeLiberal", Form::Bool),
+    proxy("conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout", Form::Text),
+    proxy("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout", Form::Text),
+    proxy("conntrack-udp-timeout", "conntrack.udpTimeout", Form::Text),
+    proxy("conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout", Form::Text),
     proxy("detect-local-mode", "detectLocalMode", Form::Text),
+    proxy("iptables-localhost-nodeports", "iptables.localhostNodePorts", Form::Bool),
+    proxy("iptables-min-sync-period", "iptables.minSyncPeriod", Form::Text),
+    proxy("iptables-sync-period", "iptables.syncPeriod", Form::Text),
     proxy("ipvs-exclude-cidrs", "ipvs.excludeCIDRs", Form::List),
     proxy("ipvs-min-sync-period", "ipvs.minSyncPeriod", Form::Text),
     proxy("ipvs-scheduler", "ipvs.scheduler", Form::Text),
@@ -177,9 +210,13 @@ pub const FLAGS: &[Flag] = &[
     proxy("ipvs-tcp-timeout", "ipvs.tcpTimeout", Form::Text),
     proxy("ipvs-tcpfin-timeout", "ipvs.tcpFinTimeout", Form::Text),
     proxy("ipvs-udp-timeout", "ipvs.udpTimeout", Form::Text),
-    proxy("masquerade-all", "nftables.masqueradeAll", Form::Bool),
+    proxy("metrics-bind-address", "metricsBindAddress", Form::Text),
     proxy("nodeport-addresses", "nodePortAddresses", Form::List),
+    proxy("pod-bridge-interface", "detectLocal.bridgeInterface", Form::Text),
+    proxy("pod-interface-name-prefix", "detectLocal.interfaceNamePrefix", Form::Text),
+    proxy("profiling", "enableProfiling", Form::Bool),
     proxy("proxy-mode", "mode", Form::Text),
+    proxy("proxy-port-range", "portRange", Form::Text),
     nothing("cloud-provider", Form::Text),
     nothing("exit-on-lock-contention", Form::Bool),
     nothing("experimental-allocatable-ignore-eviction", Form::Bool),
@@ -192,6 +229,7 @@ pub const FLAGS: &[Flag] = &[
     nothing("log-json-split-stream", Form::Bool),
     nothing("log-text-info-buffer-size", Form::Text),
     nothing("log-text-split-stream", Form::Bool),
+    nothing("master", Form::Text),
     nothing("maximum-dead-containers", Form::Int),
     nothing("maximum-dead-containers-per-container", Form::Int),
     nothing("minimum-container-ttl-duration", Form::Text),
@@ -219,6 +257,10 @@ fn argument(flag: &Flag) -> Arg {
     let help = match flag.target {
         Target::Kubelet(field) => format!("KubeletConfiguration {field}"),
         Target::Proxy(field) => format!("KubeProxyConfiguration {field}"),
+        Target::ProxyBoth([one, two]) => format!("KubeProxyConfiguration {one} and {two}"),
+        Target::Either { kubelet, proxy } => {
+            format!("KubeletConfiguration {kubelet}, or KubeProxyConfiguration {proxy} of the proxy alone")
+        }
         Target::Nothing => "accepted, without effect".to_owned(),
     };
     // Long help only: the fields are documented, and a hundred lines hide the flags that matter.

@@ -8,6 +8,7 @@ mod fields;
 mod flags;
 pub mod kubelet;
 pub mod proxy;
+mod proxy_rules;
 mod rules;
 mod settings;
 #[cfg(test)]
@@ -77,7 +78,8 @@ pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
         Some(path) => read_kind(path, proxy::KIND, proxy::API_VERSION)?,
         None => empty_tree("KubeProxyConfiguration"),
     };
-    apply_flags(&args.fields, &mut kubelet_tree, &mut proxy_tree, &mut warnings)?;
+    let node = args.roles.iter().any(|role| role.trim() == "node");
+    apply_flags(&args.fields, node, (&mut kubelet_tree, &mut proxy_tree), &mut warnings)?;
     let mut kubelet: Loaded<kubelet::KubeletConfiguration> = typed(kubelet_tree, &mut warnings)?;
     let mut proxy: Loaded<proxy::KubeProxyConfiguration> = typed(proxy_tree, &mut warnings)?;
     kubelet.value.fill_zeroes();
@@ -152,14 +154,16 @@ fn typed<T: DeserializeOwned>(tree: Node, warnings: &mut Vec<String>) -> Result<
 
 fn apply_flags(
     given: &GivenFlags,
-    kubelet: &mut Node,
-    proxy: &mut Node,
+    node: bool,
+    (kubelet, proxy): (&mut Node, &mut Node),
     warnings: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     for (flag, texts) in &given.0 {
-        let (tree, path) = match flag.target {
-            Target::Kubelet(path) => (&mut *kubelet, path),
-            Target::Proxy(path) => (&mut *proxy, path),
+        let (tree, paths) = match flag.target {
+            Target::Kubelet(path) => (&mut *kubelet, vec![path]),
+            Target::Either { kubelet: path, .. } if node => (&mut *kubelet, vec![path]),
+            Target::Proxy(path) | Target::Either { proxy: path, .. } => (&mut *proxy, vec![path]),
+            Target::ProxyBoth(paths) => (&mut *proxy, paths.to_vec()),
             Target::Nothing => {
                 warnings.push(format!("flag --{} has no effect", flag.name));
                 continue;
@@ -167,8 +171,10 @@ fn apply_flags(
         };
         let json = flags::field_value(flag.form, texts)
             .map_err(|message| ConfigError::Flag { flag: flag.name.to_owned(), message })?;
-        let node = Node::from_json(&Place::whole(&format!("flag --{}", flag.name)), json);
-        set_at(tree, path, node, flag.form == Form::Gates);
+        for path in paths {
+            let node = Node::from_json(&Place::whole(&format!("flag --{}", flag.name)), json.clone());
+            set_at(tree, path, node, flag.form == Form::Gates);
+        }
     }
     Ok(())
 }

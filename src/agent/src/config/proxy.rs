@@ -24,27 +24,27 @@ fn text(value: &str) -> String {
 config_fields! {
     /// kube-proxy's configuration file.
     KubeProxyConfiguration, PROXY_FIELDS {
-        "featureGates" feature_gates: BTreeMap<String, bool> = BTreeMap::new(), keep, Later, "gates by name; behaviour is that of the 1.36 defaults";
+        "featureGates" feature_gates: BTreeMap<String, bool> = BTreeMap::new(), keep, Never, "gates by name; behaviour is that of the 1.36 defaults, which no gate changes";
         "clientConnection" client_connection: ClientConnection = ClientConnection::default(), keep, Later, "kubeconfig of the API server; the agent's own is used";
-        "logging" logging: Logging = Logging::default(), keep, Never, "the agent has one log: set it in the kubelet's file or by flags";
+        "logging" logging: Logging = Logging::default(), keep, Now, "format and verbosity, where the daemon is the proxy alone; else the kubelet's file has it";
         "hostnameOverride" hostname_override: String = String::new(), keep, Now, "the node's name, where neither flag nor kubelet file gives one";
-        "bindAddress" bind_address: String = text("0.0.0.0"), fill, Later, "overrides the detected node address";
-        "healthzBindAddress" healthz_bind_address: Option<String> = Some(text("0.0.0.0:10256")), keep, Later, "address of /healthz and /livez; empty is off";
-        "metricsBindAddress" metrics_bind_address: Option<String> = Some(text("127.0.0.1:10249")), keep, Later, "address of /metrics and /proxyMode";
-        "bindAddressHardFail" bind_address_hard_fail: bool = false, keep, Later, "fail where one of the two cannot be bound";
+        "bindAddress" bind_address: String = text("0.0.0.0"), fill, Now, "the node's own address, where it is not the detected one";
+        "healthzBindAddress" healthz_bind_address: Option<String> = Some(text("0.0.0.0:10256")), keep, Now, "address of /healthz and /livez; empty is off";
+        "metricsBindAddress" metrics_bind_address: Option<String> = None, keep, Now, "address of /metrics, /proxyMode and /configz; 127.0.0.1:10249, or [::1]:10249 where bindAddress is IPv6; empty is off";
+        "bindAddressHardFail" bind_address_hard_fail: bool = false, keep, Now, "end the daemon where one of the two cannot listen; else it is tried again";
         "enableProfiling" enable_profiling: bool = false, keep, Never, "profiler of the Go runtime";
         "showHiddenMetricsForVersion" show_hidden_metrics_for_version: String = String::new(), keep, Never, "no metric is hidden";
-        "mode" mode: String = String::new(), keep, Now, "ipvs, nftables, iptables; empty or auto picks what the kernel has";
-        "iptables" iptables: IptablesSection = IptablesSection::default(), keep, Later, "masqueradeBit, masqueradeAll, localhostNodePorts, syncPeriod, minSyncPeriod";
+        "mode" mode: String = String::new(), keep, Now, "nftables, ipvs, iptables; empty or auto takes the first of them that the kernel has";
+        "iptables" iptables: IptablesSection = IptablesSection::default(), keep, Now, "masqueradeBit and masqueradeAll of iptables and ipvs mode; localhostNodePorts, syncPeriod, minSyncPeriod of iptables mode";
         "ipvs" ipvs: IpvsSection = IpvsSection::default(), keep, Now, "syncPeriod, minSyncPeriod, scheduler, excludeCIDRs, strictARP, tcpTimeout, tcpFinTimeout, udpTimeout";
-        "nftables" nftables: NftablesSection = NftablesSection::default(), keep, Now, "masqueradeBit, masqueradeAll; syncPeriod and minSyncPeriod of nftables mode";
+        "nftables" nftables: NftablesSection = NftablesSection::default(), keep, Now, "masqueradeBit, masqueradeAll, syncPeriod, minSyncPeriod of nftables mode";
         "winkernel" winkernel: serde_json::Map<String, serde_json::Value> = serde_json::Map::new(), keep, Never, "Windows";
         "detectLocalMode" detect_local_mode: String = String::new(), keep, Now, "ClusterCIDR (default), NodeCIDR, BridgeInterface, InterfaceNamePrefix";
         "detectLocal" detect_local: DetectLocalSection = DetectLocalSection::default(), keep, Now, "bridgeInterface, interfaceNamePrefix";
         "clusterCIDR" cluster_cidr: String = String::new(), keep, Now, "pod addresses of the cluster, one per family";
         "nodePortAddresses" node_port_addresses: Vec<String> = Vec::new(), keep, Now, "CIDRs whose node addresses serve NodePorts, or `primary`";
-        "oomScoreAdj" oom_score_adj: Option<i32> = Some(-999), keep, Never, "one daemon: the kubelet file's value counts";
-        "conntrack" conntrack: ConntrackSection = ConntrackSection::default(), keep, Later, "maxPerCore, min, tcpEstablishedTimeout, tcpCloseWaitTimeout, tcpBeLiberal, udpTimeout, udpStreamTimeout";
+        "oomScoreAdj" oom_score_adj: Option<i32> = Some(-999), keep, Now, "the daemon's OOM score, where it is the proxy alone; else the kubelet's file has it";
+        "conntrack" conntrack: ConntrackSection = ConntrackSection::default(), keep, Now, "maxPerCore, min (the table is only ever enlarged), tcpEstablishedTimeout, tcpCloseWaitTimeout, tcpBeLiberal, udpTimeout, udpStreamTimeout";
         "configSyncPeriod" config_sync_period: GoDuration = secs(900), fill, Never, "watches need no resync";
         "portRange" port_range: String = String::new(), keep, Never, "without effect upstream too";
         "windowsRunAsService" windows_run_as_service: bool = false, keep, Never, "Windows";
@@ -82,7 +82,9 @@ pub struct IptablesSection {
     pub masquerade_all: bool,
     pub localhost_node_ports: Option<bool>,
     pub sync_period: GoDuration,
-    pub min_sync_period: GoDuration,
+    /// Without it a round waits as long as the last one took, at most a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_sync_period: Option<GoDuration>,
 }
 
 impl Default for IptablesSection {
@@ -92,7 +94,7 @@ impl Default for IptablesSection {
             masquerade_all: false,
             localhost_node_ports: Some(true),
             sync_period: secs(30),
-            min_sync_period: secs(1),
+            min_sync_period: None,
         }
     }
 }
@@ -102,7 +104,9 @@ impl Default for IptablesSection {
 #[serde(default, rename_all = "camelCase")]
 pub struct IpvsSection {
     pub sync_period: GoDuration,
-    pub min_sync_period: GoDuration,
+    /// Without it a round waits as long as the last one took, at most a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_sync_period: Option<GoDuration>,
     pub scheduler: String,
     #[serde(rename = "excludeCIDRs")]
     pub exclude_cidrs: Vec<String>,
@@ -117,7 +121,7 @@ impl Default for IpvsSection {
     fn default() -> Self {
         Self {
             sync_period: secs(30),
-            min_sync_period: secs(0),
+            min_sync_period: None,
             scheduler: String::new(),
             exclude_cidrs: Vec::new(),
             strict_arp: false,
@@ -135,17 +139,14 @@ pub struct NftablesSection {
     pub masquerade_bit: Option<i32>,
     pub masquerade_all: bool,
     pub sync_period: GoDuration,
-    pub min_sync_period: GoDuration,
+    /// Without it a round waits as long as the last one took, at most a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_sync_period: Option<GoDuration>,
 }
 
 impl Default for NftablesSection {
     fn default() -> Self {
-        Self {
-            masquerade_bit: Some(14),
-            masquerade_all: false,
-            sync_period: secs(30),
-            min_sync_period: secs(1),
-        }
+        Self { masquerade_bit: Some(14), masquerade_all: false, sync_period: secs(30), min_sync_period: None }
     }
 }
 

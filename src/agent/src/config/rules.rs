@@ -1,6 +1,6 @@
-//! The rules of the two configuration kinds for what this daemon uses, and the step from fields to
-//! [`Settings`]. Pure: every broken rule is collected with its place, path, fault and mend.
-//! Facts: pkg/kubelet/apis/config/validation and pkg/proxy/apis/config/validation of Kubernetes 1.36.
+//! The rules of the kubelet's configuration kind for what this daemon uses, and the step from fields
+//! to [`Settings`]; kube-proxy's are in `proxy_rules`. Pure: every broken rule is collected with its
+//! place, path, fault and mend. Facts: pkg/kubelet/apis/config/validation of Kubernetes 1.36.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,15 +12,12 @@ use longshore_core::resources::quantity::Amount;
 
 use super::Loaded;
 use super::args::AgentArgs;
-use super::kubelet::KubeletConfiguration;
+use super::kubelet::{KubeletConfiguration, Logging};
 use super::proxy::KubeProxyConfiguration;
+use super::proxy_rules;
 use super::settings::*;
 use super::units::GoDuration;
 use crate::document::{DocumentError, Node, Place};
-
-/// Schedulers of the Linux kernel (`net/netfilter/ipvs/ip_vs_*.c`).
-const IPVS_SCHEDULERS: &[&str] =
-    &["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos"];
 
 /// Applies all rules.
 ///
@@ -37,7 +34,7 @@ pub(crate) fn settings(
     refused(config, &mut node_rules);
     log_rules(config, &mut node_rules);
     let roles = roles(args, &mut node_rules);
-    let sources = sources(args, config, roles, &mut node_rules);
+    let sources = sources(args, config, &mut node_rules);
     let runtime = runtime(config, &mut node_rules);
     let cgroups = cgroups(config, &mut node_rules);
     let dns = dns(config, &mut node_rules);
@@ -47,9 +44,15 @@ pub(crate) fn settings(
     if node.name.is_none() && !proxy.value.hostname_override.is_empty() {
         node.name = Some(proxy.value.hostname_override.to_lowercase());
     }
-    let logging = logging(args, config, &mut node_rules);
     let mut proxy_rules = Rules::new(&proxy.tree);
-    let dataplane = dataplane(&proxy.value, &mut proxy_rules);
+    if !roles.node {
+        node.oom_score_adj = proxy_rules::oom_score(&proxy.value, &mut proxy_rules);
+    }
+    // One daemon has one log: the kubelet's section counts wherever that half runs.
+    let section = if roles.node { &config.logging } else { &proxy.value.logging };
+    let logging = logging(args, section, &mut node_rules);
+    let dataplane = proxy_rules::dataplane(&proxy.value, &config.pod_cidr, &mut proxy_rules);
+    let servers = proxy_rules::servers(&proxy.value, &mut proxy_rules);
     let broken = [node_rules.broken, proxy_rules.broken].concat();
     if !broken.is_empty() {
         return Err(broken);
@@ -65,6 +68,7 @@ pub(crate) fn settings(
         images,
         node,
         dataplane,
+        servers,
         admin: AdminSettings { socket: args.socket.clone() },
         logging,
         warnings,
@@ -72,7 +76,7 @@ pub(crate) fn settings(
 }
 
 /// Collects broken rules with the place each field was written at.
-struct Rules<'a> {
+pub(super) struct Rules<'a> {
     tree: &'a Node,
     broken: Vec<DocumentError>,
 }
@@ -82,23 +86,23 @@ impl<'a> Rules<'a> {
         Self { tree, broken: Vec::new() }
     }
 
-    fn fail(&mut self, path: &str, message: impl Into<String>) {
+    pub(super) fn fail(&mut self, path: &str, message: impl Into<String>) {
         let place = self.tree.at(path).map_or(&self.tree.place, |node| &node.place).clone();
         self.broken.push(DocumentError { place, path: path.to_owned(), message: message.into() });
     }
 
-    fn flag(&mut self, flag: &str, message: impl Into<String>) {
+    pub(super) fn flag(&mut self, flag: &str, message: impl Into<String>) {
         let place = Place::whole(&format!("flag --{flag}"));
         self.broken.push(DocumentError { place, path: String::new(), message: message.into() });
     }
 
-    fn check(&mut self, ok: bool, path: &str, message: impl Into<String>) {
+    pub(super) fn check(&mut self, ok: bool, path: &str, message: impl Into<String>) {
         if !ok {
             self.fail(path, message);
         }
     }
 
-    fn range(&mut self, path: &str, value: i64, allowed: std::ops::RangeInclusive<i64>) {
+    pub(super) fn range(&mut self, path: &str, value: i64, allowed: std::ops::RangeInclusive<i64>) {
         let (low, high) = (allowed.start(), allowed.end());
         self.check(
             allowed.contains(&value),
@@ -107,7 +111,7 @@ impl<'a> Rules<'a> {
         );
     }
 
-    fn one_of(&mut self, path: &str, value: &str, allowed: &[&str]) {
+    pub(super) fn one_of(&mut self, path: &str, value: &str, allowed: &[&str]) {
         self.check(
             allowed.contains(&value),
             path,
@@ -115,7 +119,7 @@ impl<'a> Rules<'a> {
         );
     }
 
-    fn positive(&mut self, path: &str, value: GoDuration) -> Duration {
+    pub(super) fn positive(&mut self, path: &str, value: GoDuration) -> Duration {
         self.check(
             !value.is_negative() && !value.is_zero(),
             path,
@@ -124,13 +128,13 @@ impl<'a> Rules<'a> {
         value.get()
     }
 
-    fn not_negative(&mut self, path: &str, value: GoDuration) -> Duration {
+    pub(super) fn not_negative(&mut self, path: &str, value: GoDuration) -> Duration {
         self.check(!value.is_negative(), path, format!("is {value}; it must not be negative"));
         value.get()
     }
 
     /// The value, or the fault recorded and the fall-back taken.
-    fn parsed<T>(&mut self, path: &str, result: Result<T, String>) -> Option<T> {
+    pub(super) fn parsed<T>(&mut self, path: &str, result: Result<T, String>) -> Option<T> {
         result.map_err(|message| self.fail(path, message)).ok()
     }
 
@@ -205,20 +209,13 @@ fn roles(args: &AgentArgs, rules: &mut Rules<'_>) -> Roles {
             _ => rules.flag("roles", format!("{role:?} is no role; give node, proxy or both")),
         }
     }
-    if !roles.node {
-        // The half that runs pods also ends those no source wants: beside another agent of the node
-        // that would be all of them.
-        rules.flag("roles", "lacks node; Services alone are not possible in this version: give node,proxy");
+    if !roles.node && !roles.proxy {
+        rules.flag("roles", "names no half of the node; give node, proxy or both");
     }
     roles
 }
 
-fn sources(
-    args: &AgentArgs,
-    config: &KubeletConfiguration,
-    roles: Roles,
-    rules: &mut Rules<'_>,
-) -> SourceSettings {
+fn sources(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> SourceSettings {
     let static_path = Some(&config.static_pod_path).filter(|path| !path.is_empty()).map(PathBuf::from);
     let manifests = args.manifests.clone().or(static_path);
     if args.kubeconfig.is_some() && !args.standalone {
@@ -232,7 +229,7 @@ fn sources(
             "is missing; this version runs without a control plane: give --standalone --manifests DIR",
         );
     }
-    if args.standalone && roles.node && manifests.is_none() {
+    if args.standalone && manifests.is_none() {
         rules.flag(
             "manifests",
             "is missing; without a control plane the objects come from a folder: give --manifests DIR",
@@ -414,104 +411,8 @@ fn reserved(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> BTreeMap<St
     sum
 }
 
-fn logging(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> LoggingSettings {
-    rules.one_of("logging.format", &config.logging.format, &["text", "json"]);
-    let format = if config.logging.format == "json" { LogFormat::Json } else { LogFormat::Text };
-    LoggingSettings { format, verbosity: args.verbosity.unwrap_or(config.logging.verbosity) }
-}
-
-fn dataplane(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> DataplaneSettings {
-    rules.one_of("mode", &config.mode, &["", "auto", "ipvs", "nftables", "iptables"]);
-    let mode = match config.mode.as_str() {
-        "ipvs" => DataplaneMode::Ipvs,
-        "nftables" => DataplaneMode::Nftables,
-        "iptables" => DataplaneMode::Iptables,
-        _ => DataplaneMode::Auto,
-    };
-    // Of the three sections the one of the mode in force counts; auto takes the nftables one.
-    let (bit_path, bit, all) = match mode {
-        DataplaneMode::Iptables => {
-            ("iptables.masqueradeBit", config.iptables.masquerade_bit, config.iptables.masquerade_all)
-        }
-        _ => ("nftables.masqueradeBit", config.nftables.masquerade_bit, config.nftables.masquerade_all),
-    };
-    let (sync_path, sync) = match mode {
-        DataplaneMode::Ipvs => ("ipvs.syncPeriod", config.ipvs.sync_period),
-        DataplaneMode::Iptables => ("iptables.syncPeriod", config.iptables.sync_period),
-        _ => ("nftables.syncPeriod", config.nftables.sync_period),
-    };
-    rules.range(bit_path, i64::from(bit.unwrap_or(14)), 0..=31);
-    DataplaneSettings {
-        mode,
-        ipvs: ipvs(config, rules),
-        masquerade_bit: u8::try_from(bit.unwrap_or(14)).unwrap_or(14),
-        masquerade_all: all,
-        audit_period: rules.positive(sync_path, sync),
-        detect_local: detect_local(config, rules),
-        node_ports: node_ports(config, rules),
-    }
-}
-
-fn ipvs(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> IpvsSettings {
-    let section = &config.ipvs;
-    let scheduler = if section.scheduler.is_empty() { "rr" } else { &section.scheduler };
-    rules.one_of("ipvs.scheduler", scheduler, IPVS_SCHEDULERS);
-    IpvsSettings {
-        scheduler: scheduler.to_owned(),
-        exclude: cidrs("ipvs.excludeCIDRs", section.exclude_cidrs.iter().map(String::as_str), rules),
-        strict_arp: section.strict_arp,
-        tcp_timeout: rules.not_negative("ipvs.tcpTimeout", section.tcp_timeout),
-        tcp_fin_timeout: rules.not_negative("ipvs.tcpFinTimeout", section.tcp_fin_timeout),
-        udp_timeout: rules.not_negative("ipvs.udpTimeout", section.udp_timeout),
-    }
-}
-
-fn cidrs<'a>(path: &str, texts: impl Iterator<Item = &'a str>, rules: &mut Rules<'_>) -> Vec<Cidr> {
-    texts.filter_map(|text| rules.parsed(path, Cidr::parse(text))).collect()
-}
-
-fn detect_local(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> DetectLocal {
-    let section = &config.detect_local;
-    let modes = ["", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
-    rules.one_of("detectLocalMode", &config.detect_local_mode, &modes);
-    match config.detect_local_mode.as_str() {
-        "NodeCIDR" => DetectLocal::NodeCidr,
-        "BridgeInterface" => {
-            interface_name("detectLocal.bridgeInterface", &section.bridge_interface, rules);
-            DetectLocal::Bridge(section.bridge_interface.clone())
-        }
-        "InterfaceNamePrefix" => {
-            interface_name("detectLocal.interfaceNamePrefix", &section.interface_name_prefix, rules);
-            DetectLocal::InterfacePrefix(section.interface_name_prefix.clone())
-        }
-        _ => {
-            let texts = config.cluster_cidr.split(',').map(str::trim).filter(|text| !text.is_empty());
-            let networks = cidrs("clusterCIDR", texts, rules);
-            let dual = networks.len() == 2 && networks[0].address.is_ipv4() != networks[1].address.is_ipv4();
-            rules.check(networks.len() < 2 || dual, "clusterCIDR", "give one network, or one per family");
-            DetectLocal::ClusterCidr(networks)
-        }
-    }
-}
-
-/// Interface names are 1 to 15 bytes (`IFNAMSIZ` of `linux/if.h`).
-fn interface_name(path: &str, name: &str, rules: &mut Rules<'_>) {
-    let ok = (1..16).contains(&name.len());
-    rules.check(
-        ok,
-        path,
-        format!("is {name:?}; detectLocalMode needs an interface name of 1 to 15 characters"),
-    );
-}
-
-fn node_ports(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> NodePortAddresses {
-    let given = &config.node_port_addresses;
-    if given.iter().any(|text| text == "primary") {
-        rules.check(given.len() == 1, "nodePortAddresses", "\"primary\" must stand alone");
-        return NodePortAddresses::Primary;
-    }
-    match cidrs("nodePortAddresses", given.iter().map(String::as_str), rules) {
-        networks if networks.is_empty() => NodePortAddresses::Default,
-        networks => NodePortAddresses::Within(networks),
-    }
+fn logging(args: &AgentArgs, section: &Logging, rules: &mut Rules<'_>) -> LoggingSettings {
+    rules.one_of("logging.format", &section.format, &["text", "json"]);
+    let format = if section.format == "json" { LogFormat::Json } else { LogFormat::Text };
+    LoggingSettings { format, verbosity: args.verbosity.unwrap_or(section.verbosity) }
 }

@@ -2,11 +2,12 @@
 //! defaults, files and flags by [`super::load`]; nothing else in the daemon reads configuration.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use longshore_core::pod::snapshot::CgroupSettings;
+use longshore_core::ruleset::node::ConntrackWish;
 
 /// All settings of one daemon.
 #[derive(Clone, Debug)]
@@ -21,6 +22,7 @@ pub struct Settings {
     pub images: ImageSettings,
     pub node: NodeSettings,
     pub dataplane: DataplaneSettings,
+    pub servers: ProxyServers,
     pub admin: AdminSettings,
     pub logging: LoggingSettings,
     /// What a person should know about the configuration: unknown fields, settings without effect.
@@ -118,7 +120,7 @@ pub struct NodeSettings {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataplaneMode {
-    /// IPVS where the kernel has it, else nftables.
+    /// nftables where the kernel has it, else IPVS, else iptables.
     Auto,
     Nftables,
     Ipvs,
@@ -129,13 +131,59 @@ pub enum DataplaneMode {
 pub struct DataplaneSettings {
     pub mode: DataplaneMode,
     pub ipvs: IpvsSettings,
+    /// Of these the one of the mode in force counts.
+    pub tuning: PerMode<ModeTuning>,
+    /// iptables mode serves node ports on 127.0.0.1 too.
+    pub localhost_node_ports: bool,
+    pub detect_local: DetectLocal,
+    pub node_ports: NodePortAddresses,
+    /// The node's own address where it is not the detected one.
+    pub bind_address: Option<IpAddr>,
+    pub conntrack: ConntrackWish,
+}
+
+/// One value for each way to serve Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerMode<T> {
+    pub nftables: T,
+    pub ipvs: T,
+    pub iptables: T,
+}
+
+/// What the three sections of the file have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeTuning {
     /// Bit of the packet mark that asks for masquerade, 0..=31.
     pub masquerade_bit: u8,
     pub masquerade_all: bool,
-    /// Audit of the kernel's state against the wanted one.
-    pub audit_period: Duration,
-    pub detect_local: DetectLocal,
-    pub node_ports: NodePortAddresses,
+    /// Audit of the kernel's state against the wanted one; a sync later than twice this is overdue.
+    pub sync_period: Duration,
+    /// Shortest time from one round to the next; `None`: what the last round took decides.
+    pub min_sync_period: Option<Duration>,
+}
+
+impl Default for ModeTuning {
+    fn default() -> Self {
+        ModeTuning {
+            masquerade_bit: 14,
+            masquerade_all: false,
+            sync_period: Duration::from_secs(30),
+            min_sync_period: None,
+        }
+    }
+}
+
+/// The health and metrics servers of the proxy half.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyServers {
+    /// `/healthz` and `/livez`; `None` is off.
+    pub healthz: Option<SocketAddr>,
+    /// `/metrics`, `/proxyMode` and `/configz`; `None` is off.
+    pub metrics: Option<SocketAddr>,
+    /// End the daemon where one of the two cannot listen.
+    pub hard_fail: bool,
+    /// The configuration as `/configz` shows it.
+    pub configz: serde_json::Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,8 +204,8 @@ pub struct IpvsSettings {
 pub enum DetectLocal {
     /// Source in one of these; empty: no detection.
     ClusterCidr(Vec<Cidr>),
-    /// Source in the node's own pod network.
-    NodeCidr,
+    /// Source in the node's own pod networks: these, until the Node object names its own.
+    NodeCidr(Vec<Cidr>),
     /// Came in by this bridge.
     Bridge(String),
     /// Came in by an interface of this prefix.

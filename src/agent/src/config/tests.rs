@@ -246,6 +246,24 @@ fn flags_reach_an_existing_field_of_the_right_type() {
                 set_at(&mut tree, path, Node::from_json(&Place::whole("f"), json), false);
                 document::read::<proxy::KubeProxyConfiguration>(&tree).map(|reading| reading.unknown)
             }
+            Target::ProxyBoth(paths) => {
+                paths.iter().for_each(|path| {
+                    set_at(&mut tree, path, Node::from_json(&Place::whole("f"), json.clone()), false);
+                });
+                document::read::<proxy::KubeProxyConfiguration>(&tree).map(|reading| reading.unknown)
+            }
+            Target::Either { kubelet, proxy } => {
+                let mut other = empty_tree("t");
+                set_at(&mut other, proxy, Node::from_json(&Place::whole("f"), json.clone()), false);
+                let mut unknown = document::read::<proxy::KubeProxyConfiguration>(&other)
+                    .map(|reading| reading.unknown)
+                    .expect(flag.name);
+                set_at(&mut tree, kubelet, Node::from_json(&Place::whole("f"), json), false);
+                document::read::<kubelet::KubeletConfiguration>(&tree).map(|reading| {
+                    unknown.extend(reading.unknown);
+                    unknown
+                })
+            }
             Target::Nothing => continue,
         };
         assert_eq!(unknown, Ok(Vec::new()), "--{}", flag.name);
@@ -272,11 +290,66 @@ fn proxy_files_are_read_and_checked() {
         ("nodePortAddresses: [primary, 10.0.0.0/8]\n", "must stand alone"),
         ("detectLocalMode: BridgeInterface\n", "detectLocal.bridgeInterface: is \"\""),
         ("nftables: {masqueradeBit: 32}\n", "nftables.masqueradeBit: is 32; it must be between 0 and 31"),
+        ("iptables: {syncPeriod: 1s, minSyncPeriod: 2s}\n", "iptables.minSyncPeriod: is longer than"),
+        ("ipvs: {minSyncPeriod: -1s}\n", "ipvs.minSyncPeriod: is -1s; it must not be negative"),
+        ("bindAddress: here\n", "bindAddress: is \"here\"; it must be an IP address"),
+        ("healthzBindAddress: '10256'\n", "healthzBindAddress: is \"10256\"; write an address and port"),
+        ("metricsBindAddress: '[::1]'\n", "metricsBindAddress: is \"[::1]\""),
+        ("conntrack: {min: -1}\n", "conntrack.min: is -1"),
+        ("conntrack: {udpTimeout: -5s}\n", "conntrack.udpTimeout: is -5s"),
     ];
     for (body, expected) in cases {
         let error = with_proxy(body).expect_err(body);
         assert!(error.contains(expected), "{body:?} gave {error:?}, not {expected:?}");
     }
+}
+
+#[test]
+fn the_proxy_s_servers_and_the_connection_tracker_follow_the_file() {
+    let settings = with_proxy("").expect("defaults");
+    let shown = |addr: Option<std::net::SocketAddr>| addr.map(|addr| addr.to_string()).unwrap_or_default();
+    let servers = |settings: &Settings| {
+        (shown(settings.servers.healthz), shown(settings.servers.metrics), settings.servers.hard_fail)
+    };
+    assert_eq!(servers(&settings), ("0.0.0.0:10256".into(), "127.0.0.1:10249".into(), false));
+    assert_eq!(settings.servers.configz["kind"], "KubeProxyConfiguration");
+    let wish = settings.dataplane.conntrack;
+    assert_eq!((wish.max_per_core, wish.min, wish.tcp_established_seconds), (32_768, 131_072, 86_400));
+    let cases = [
+        ("bindAddress: '::'\n", "[::]:10256", "[::1]:10249"),
+        ("bindAddress: 192.0.2.7\nmetricsBindAddress: ''\n", "0.0.0.0:10256", ""),
+        ("healthzBindAddress: ''\nmetricsBindAddress: :9\n", "", "[::]:9"),
+    ];
+    for (body, healthz, metrics) in cases {
+        let settings = with_proxy(body).expect(body);
+        assert_eq!(servers(&settings), (healthz.into(), metrics.into(), false), "{body}");
+    }
+    let settings = with_proxy(
+        "bindAddress: 192.0.2.7\nbindAddressHardFail: true\niptables: {masqueradeAll: true, minSyncPeriod: 2s}\n\
+         conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpBeLiberal: true, udpStreamTimeout: 3m}\n",
+    )
+    .expect("valid");
+    let dataplane = &settings.dataplane;
+    assert_eq!(dataplane.bind_address, Some("192.0.2.7".parse().expect("address")));
+    assert!(settings.servers.hard_fail && dataplane.conntrack.tcp_be_liberal);
+    assert_eq!((dataplane.conntrack.max_per_core, dataplane.conntrack.tcp_established_seconds), (0, 0));
+    assert_eq!(dataplane.conntrack.udp_stream_seconds, 180);
+    // IPVS mode has no masquerade settings of its own.
+    let all = dataplane.tuning;
+    let masquerade = [all.nftables, all.ipvs, all.iptables].map(|tuning| tuning.masquerade_all);
+    assert_eq!(masquerade, [false, true, true]);
+    let min = [all.nftables, all.ipvs, all.iptables].map(|tuning| tuning.min_sync_period);
+    assert_eq!(min, [None, None, Some(Duration::from_secs(2))]);
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn a_flag_of_both_programs_goes_to_the_half_that_runs() {
+    let both = load_with(&[], &format!("{ALONE} --oom-score-adj -500")).expect("valid");
+    let proxy = load_with(&[], &format!("{ALONE} --roles proxy --oom-score-adj -400 --masquerade-all"));
+    let proxy = proxy.expect("valid");
+    assert_eq!((both.node.oom_score_adj, proxy.node.oom_score_adj), (-500, -400));
+    assert!(proxy.dataplane.tuning.nftables.masquerade_all && proxy.dataplane.tuning.ipvs.masquerade_all);
 }
 
 #[test]
@@ -286,7 +359,8 @@ fn the_command_line_says_what_is_missing() {
         ("--standalone", "give --manifests DIR"),
         ("--kubeconfig /k", "start with --standalone"),
         ("--standalone --manifests /m --roles pods", "\"pods\" is no role"),
-        ("--standalone --manifests /m --roles proxy", "Services alone are not possible in this version"),
+        ("--standalone --roles proxy", "give --manifests DIR"),
+        ("--standalone --manifests /m --roles ,", "names no half of the node"),
         ("--standalone --manifests /m --node-ip 1.2.3.4,5.6.7.8", "one per family"),
         ("--standalone --manifests /m --node-ip host", "\"host\" is not an IP address"),
         ("--standalone --manifests /m --root-dir here", "it must be an absolute path"),
@@ -297,6 +371,8 @@ fn the_command_line_says_what_is_missing() {
     }
     let settings = load_with(&[], &format!("{ALONE} --roles node")).expect("pods without Services");
     assert_eq!(settings.roles, Roles { node: true, proxy: false });
+    let settings = load_with(&[], &format!("{ALONE} --roles proxy")).expect("Services without pods");
+    assert_eq!(settings.roles, Roles { node: false, proxy: true });
     let settings = load_with(&[], &format!("{ALONE} --pod-infra-container-image pause:3"))
         .expect("old unit files start");
     assert_eq!(settings.warnings, ["flag --pod-infra-container-image has no effect"]);

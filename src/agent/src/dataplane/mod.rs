@@ -19,7 +19,7 @@ use longshore_core::explain::{Explanation, Query};
 use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::chains::{ChainConfig, PodInterface};
 use longshore_core::ruleset::ipvs::{IpvsTimeouts, Scheduler, UnknownScheduler};
-use longshore_core::ruleset::node::NodePortAddresses;
+use longshore_core::ruleset::node::{ConntrackWish, NodePortAddresses};
 use longshore_core::service::cidr::Cidr;
 use longshore_core::service::standalone::Output;
 use longshore_core::service::types::{EndpointSlice, Service};
@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::ServiceReads;
-use crate::config::{self, DataplaneSettings};
+use crate::config::{self, DataplaneSettings, ModeTuning, PerMode};
 use crate::pods::Clock;
 pub use engine::Engine;
 pub use flows::{TrackedFlows, kernel_flows};
@@ -51,7 +51,8 @@ pub struct DataplaneConfig {
     pub mode: ModeRequest,
     pub scheduler: Scheduler,
     pub chains: ChainConfig,
-    pub node_port_addresses: NodePortAddresses,
+    /// `None`: as the mode has it by default.
+    pub node_port_addresses: Option<NodePortAddresses>,
     pub node_name: String,
     /// The node's own addresses, the primary one of each family.
     pub node_ips: Vec<IpAddr>,
@@ -60,8 +61,13 @@ pub struct DataplaneConfig {
     pub timeouts: IpvsTimeouts,
     /// Virtual servers in these belong to others and are left alone.
     pub exclude_cidrs: Vec<Cidr>,
-    /// How often the kernel is compared with what is believed of it.
-    pub audit_period: Duration,
+    /// Masquerade and periods; those of the mode in force count.
+    pub tuning: PerMode<ModeTuning>,
+    /// iptables mode serves node ports on 127.0.0.1 too.
+    pub localhost_node_ports: bool,
+    pub conntrack: ConntrackWish,
+    /// Online processors, by which the connection tracker is sized.
+    pub cpus: u32,
     /// How often draining real servers are looked at.
     pub drain_period: Duration,
     /// Version of the running kernel, major and minor.
@@ -69,6 +75,32 @@ pub struct DataplaneConfig {
 }
 
 impl DataplaneConfig {
+    /// A node with everything else as kube-proxy has it by default.
+    pub fn new(mode: ModeRequest, node_name: &str, node_ips: Vec<IpAddr>) -> Self {
+        DataplaneConfig {
+            mode,
+            scheduler: Scheduler::Rr,
+            chains: ChainConfig {
+                masquerade_mark: 1 << ModeTuning::default().masquerade_bit,
+                masquerade_all: false,
+                cluster_cidrs: Vec::new(),
+                pod_interface: None,
+            },
+            node_port_addresses: None,
+            node_name: node_name.to_owned(),
+            node_ips,
+            strict_arp: false,
+            timeouts: IpvsTimeouts::default(),
+            exclude_cidrs: Vec::new(),
+            tuning: PerMode::default(),
+            localhost_node_ports: true,
+            conntrack: ConntrackWish::default(),
+            cpus: 1,
+            drain_period: Duration::from_secs(60),
+            kernel_version: (6, 12),
+        }
+    }
+
     /// From the daemon's settings; also says what of them has no effect here.
     ///
     /// # Errors
@@ -77,7 +109,7 @@ impl DataplaneConfig {
         settings: &DataplaneSettings,
         node_name: &str,
         node_ips: Vec<IpAddr>,
-        kernel_version: (u32, u32),
+        (kernel_version, cpus): ((u32, u32), u32),
     ) -> Result<(Self, Vec<String>), UnknownScheduler> {
         let mut warnings = Vec::new();
         let scheduler = match settings.ipvs.scheduler.as_str() {
@@ -90,12 +122,12 @@ impl DataplaneConfig {
             scheduler,
             chains: chains(settings, &mut warnings),
             node_port_addresses: match &settings.node_ports {
-                config::NodePortAddresses::Default => NodePortAddresses::All,
-                config::NodePortAddresses::Primary => NodePortAddresses::Primary,
-                config::NodePortAddresses::Within(within) => NodePortAddresses::Within(cidrs(within)),
+                config::NodePortAddresses::Default => None,
+                config::NodePortAddresses::Primary => Some(NodePortAddresses::Primary),
+                config::NodePortAddresses::Within(within) => Some(NodePortAddresses::Within(cidrs(within))),
             },
             node_name: node_name.to_owned(),
-            node_ips,
+            node_ips: with_bind_address(node_ips, settings.bind_address),
             strict_arp: settings.ipvs.strict_arp,
             timeouts: IpvsTimeouts {
                 tcp: seconds(settings.ipvs.tcp_timeout),
@@ -103,12 +135,24 @@ impl DataplaneConfig {
                 udp: seconds(settings.ipvs.udp_timeout),
             },
             exclude_cidrs: cidrs(&settings.ipvs.exclude),
-            audit_period: settings.audit_period,
+            tuning: settings.tuning,
+            localhost_node_ports: settings.localhost_node_ports,
+            conntrack: settings.conntrack,
+            cpus,
             drain_period: Duration::from_secs(60),
             kernel_version,
         };
         Ok((config, warnings))
     }
+}
+
+/// `bindAddress` stands for the detected address of its family, or for all of them where that has none.
+fn with_bind_address(mut detected: Vec<IpAddr>, bind: Option<IpAddr>) -> Vec<IpAddr> {
+    if let Some(bind) = bind {
+        detected.retain(|addr| addr.is_ipv6() != bind.is_ipv6());
+        detected.insert(0, bind);
+    }
+    detected
 }
 
 fn mode(settings: &DataplaneSettings) -> ModeRequest {
@@ -126,8 +170,9 @@ fn cidrs(all: &[config::Cidr]) -> Vec<Cidr> {
 
 fn chains(settings: &DataplaneSettings, warnings: &mut Vec<String>) -> ChainConfig {
     let mut chains = ChainConfig {
-        masquerade_mark: 1 << settings.masquerade_bit.min(31),
-        masquerade_all: settings.masquerade_all,
+        // The mode's own come in when it is known.
+        masquerade_mark: 1 << ModeTuning::default().masquerade_bit,
+        masquerade_all: false,
         cluster_cidrs: Vec::new(),
         pod_interface: None,
     };
@@ -137,11 +182,16 @@ fn chains(settings: &DataplaneSettings, warnings: &mut Vec<String>) -> ChainConf
         config::DetectLocal::InterfacePrefix(prefix) => {
             chains.pod_interface = Some(PodInterface::Prefixed(prefix.clone()));
         }
-        config::DetectLocal::NodeCidr => warnings.push(
-            "detectLocalMode NodeCIDR needs the Node object of a control plane: without one, sources of pods \
-             are told by nothing; set detectLocalMode ClusterCIDR and clusterCIDR"
-                .to_owned(),
-        ),
+        config::DetectLocal::NodeCidr(within) => {
+            chains.cluster_cidrs = cidrs(within);
+            if within.is_empty() {
+                warnings.push(
+                    "detectLocalMode NodeCIDR: the node's own pod network is not known yet; without a control \
+                     plane it is podCIDR of the kubelet's file"
+                        .to_owned(),
+                );
+            }
+        }
     }
     chains
 }

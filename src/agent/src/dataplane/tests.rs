@@ -121,24 +121,12 @@ fn no_ipvs() -> IpvsError {
 }
 
 fn config() -> DataplaneConfig {
+    let new = DataplaneConfig::new(ModeRequest::Auto, "n1", vec![IpAddr::from(NODE_IP)]);
     DataplaneConfig {
-        mode: ModeRequest::Auto,
-        scheduler: Scheduler::Rr,
-        chains: ChainConfig {
-            masquerade_mark: 0x4000,
-            masquerade_all: false,
-            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-            pod_interface: None,
-        },
-        node_port_addresses: NodePortAddresses::All,
-        node_name: "n1".to_owned(),
-        node_ips: vec![IpAddr::from(NODE_IP)],
-        strict_arp: false,
-        timeouts: IpvsTimeouts::default(),
+        chains: ChainConfig { cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..new.chains.clone() },
+        node_port_addresses: Some(NodePortAddresses::All),
         exclude_cidrs: vec!["203.0.113.0/24".parse().unwrap()],
-        audit_period: Duration::from_secs(30),
-        drain_period: Duration::from_secs(60),
-        kernel_version: (6, 12),
+        ..new
     }
 }
 

@@ -2,13 +2,15 @@
 //! acknowledged. `applied` changes only after an acknowledgement, per object; what was refused stays
 //! dirty with a back-off of its own. Timing and channels are in `task`.
 
+mod start;
+mod views;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_core::conntrack::UdpFrontends;
-use longshore_core::explain::{self, Explanation, Facts, Query};
 use longshore_core::ids::ObjectKey as ApiKey;
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::chains;
@@ -16,19 +18,17 @@ use longshore_core::ruleset::desired::{BackEnd, Desired};
 use longshore_core::ruleset::diff::{self, Applied, Op};
 use longshore_core::ruleset::ipvs::{RealServerKey, VirtualServerKey};
 use longshore_core::ruleset::nft::NftTable;
-use longshore_core::ruleset::node;
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 use longshore_core::ruleset::render_ipvs::{self, NodeNetwork};
-use longshore_core::ruleset::trace::Rules;
-use longshore_core::service::Family;
 use longshore_core::service::table::{ServiceTable, TableChange};
 use longshore_core::service::topology::NodeTopology;
-use longshore_core::service::view::{self, Counters, DataplaneView, FailureView, ServiceRow};
+use longshore_core::service::view::Counters;
 use longshore_kernel::route::Link;
 use tokio::time::Instant;
 
-use super::kernel::{self, Dump, Kernel, KernelError, in_full};
-use super::{Change, DataplaneConfig, ModeRequest, OpenKernel};
+use super::kernel::{self, Kernel, KernelError, in_full};
+use super::{Change, DataplaneConfig, OpenKernel};
+use views::unavailable;
 
 /// A refused object is tried again after this, doubling up to the limit.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -72,6 +72,8 @@ pub struct Engine {
     config: DataplaneConfig,
     open: OpenKernel,
     mode: Mode,
+    /// What serves, or would be tried first: its settings count.
+    in_force: BackEnd,
     table: ServiceTable,
     desired: Desired,
     applied: Applied,
@@ -98,6 +100,7 @@ impl Engine {
         let back_end = BackEnd::Ipvs { scheduler: config.scheduler };
         Engine {
             mode: Mode::Unknown,
+            in_force: back_end,
             table: ServiceTable::new(node),
             desired: Desired::new(back_end, NodeNetwork::default()),
             applied: Applied::default(),
@@ -114,163 +117,6 @@ impl Engine {
             counters: Counters::default(),
             config,
             open,
-        }
-    }
-
-    /// Find out what the kernel can do, make what does not depend on Services (masquerade rules first),
-    /// and take over what an earlier run left. Nothing is removed. Tried again until it works.
-    pub async fn start(&mut self) {
-        if matches!(self.mode, Mode::Serving(_)) {
-            return;
-        }
-        match self.adopt().await {
-            Ok(served) => {
-                let reason = &served.reason;
-                tracing::info!(
-                    mode = "ipvs",
-                    reason,
-                    objects = self.applied.len(),
-                    "Services are served by IPVS"
-                );
-                self.mode = Mode::Serving(served);
-            }
-            Err(error) => {
-                let reason = unavailable(&error);
-                if !matches!(&self.mode, Mode::None { reason: before } if *before == reason) {
-                    tracing::warn!(mode = "none", %reason, "Services are not served; pods run without them");
-                }
-                self.mode = Mode::None { reason };
-            }
-        }
-    }
-
-    async fn adopt(&mut self) -> Result<Served, KernelError> {
-        let kernel = self.open.open(self.config.scheduler).await?;
-        let (back_end, reason) = self.choose(&kernel)?;
-        let soiled = self.desired.set_back_end(back_end);
-        self.soil(soiled);
-        self.make_settings(&kernel, back_end);
-        let link = match back_end {
-            BackEnd::Ipvs { .. } => {
-                self.chains = [false, true].map(|ipv6| chains::ipvs_table(&self.config.chains, ipv6));
-                self.set_timeouts(&kernel).await?;
-                Some(kernel.routes.ensure_dummy(DEVICE).await?)
-            }
-            BackEnd::Nftables => {
-                self.chains = [false, true].map(|ipv6| chains::nftables_table(&self.config.chains, ipv6));
-                None
-            }
-        };
-        let served = Served { kernel, back_end, link, reason };
-        let dump = self.read(&served).await?;
-        self.ensure_chains(&served, &dump).await?;
-        self.refresh_network(&served).await?;
-        self.remember_udp(&dump.objects);
-        self.applied = Applied::adopt(dump.objects);
-        self.soil_everything();
-        Ok(served)
-    }
-
-    async fn set_timeouts(&self, kernel: &Kernel) -> Result<(), KernelError> {
-        let ipvs = kernel.ipvs.as_ref().map_err(Clone::clone)?;
-        let (wanted, have) = (self.config.timeouts, ipvs.info().await?.timeouts);
-        let differs = |want: u32, have: u32| want != 0 && want != have;
-        if differs(wanted.tcp, have.tcp)
-            || differs(wanted.tcp_fin, have.tcp_fin)
-            || differs(wanted.udp, have.udp)
-        {
-            ipvs.set_timeouts(wanted).await?;
-        }
-        Ok(())
-    }
-
-    /// The back end, and why it is this one.
-    fn choose(&self, kernel: &Kernel) -> Result<(BackEnd, String), KernelError> {
-        let ipvs = BackEnd::Ipvs { scheduler: self.config.scheduler };
-        Ok(match (self.config.mode, &kernel.ipvs) {
-            (ModeRequest::Ipvs, Ok(_)) => (ipvs, "asked for by configuration".to_owned()),
-            (ModeRequest::Ipvs, Err(error)) => return Err(error.clone().into()),
-            (ModeRequest::Auto, Ok(_)) => (ipvs, "the kernel has IPVS".to_owned()),
-            (ModeRequest::Auto, Err(_)) => (BackEnd::Nftables, "the kernel has no IPVS".to_owned()),
-            (ModeRequest::Nftables, _) => (BackEnd::Nftables, "asked for by configuration".to_owned()),
-            (ModeRequest::Iptables, _) => {
-                let reason = "mode iptables was asked for and is not in this version".to_owned();
-                (BackEnd::Nftables, reason)
-            }
-        })
-    }
-
-    fn make_settings(&mut self, kernel: &Kernel, back_end: BackEnd) {
-        let mut families = vec![Family::V4];
-        if self.config.node_ips.iter().any(std::net::IpAddr::is_ipv6) {
-            families.push(Family::V6);
-        }
-        self.warnings.clear();
-        if kernel.flows.is_none() {
-            self.warnings.push(
-                "the connection tracker cannot be reached: UDP flows to removed endpoints stay".to_owned(),
-            );
-        }
-        let settings = match back_end {
-            BackEnd::Ipvs { .. } => {
-                node::ipvs_settings(self.config.kernel_version, self.config.strict_arp, &families)
-            }
-            BackEnd::Nftables => node::forwarding_settings(&families),
-        };
-        for setting in settings {
-            match kernel.sysctls.ensure(setting.path, setting.value) {
-                Ok(true) => {
-                    tracing::info!(setting = setting.path, value = setting.value, "kernel setting made")
-                }
-                Ok(false) => {}
-                Err(error) => self.warnings.push(format!("{}: {}", in_full(&error), setting.reason)),
-            }
-        }
-    }
-
-    /// Read the kernel; a kernel without IPv6 is served for IPv4 alone.
-    async fn read(&self, served: &Served) -> Result<Dump, KernelError> {
-        served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6).await
-    }
-
-    async fn ensure_chains(&mut self, served: &Served, dump: &Dump) -> Result<u64, KernelError> {
-        let mut written = 0;
-        for ipv6 in [false, true] {
-            let index = usize::from(ipv6);
-            if ipv6 && !self.ipv6 {
-                continue;
-            }
-            match served.kernel.ensure_chains(ipv6, dump.tables[index].as_ref(), &self.chains[index]).await {
-                Ok(changed) => written += u64::from(changed),
-                Err(error) if ipv6 && !self.has_ipv6_address() => {
-                    self.ipv6 = false;
-                    self.warnings.push(format!("IPv6 Services are not served: {}", in_full(&error)));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.counters.writes += written;
-        Ok(written)
-    }
-
-    fn has_ipv6_address(&self) -> bool {
-        self.config.node_ips.iter().any(std::net::IpAddr::is_ipv6)
-    }
-
-    async fn refresh_network(&mut self, served: &Served) -> Result<(), KernelError> {
-        let addresses = served.kernel.host_addresses().await?;
-        let network = node::network(&addresses, &self.config.node_port_addresses, &self.config.node_ips);
-        let dirty = self.desired.set_node(network);
-        self.soil(dirty);
-        Ok(())
-    }
-
-    /// UDP frontends an earlier run served: their flows are looked at even if nobody wants them now.
-    fn remember_udp(&mut self, objects: &Objects) {
-        for claim in objects.keys().filter_map(|key| key.claim()) {
-            if let Claim::Frontend { addr, port, protocol: Protocol::Udp } = claim {
-                self.udp.was_served(SocketAddr::new(addr, port));
-            }
         }
     }
 
@@ -572,7 +418,7 @@ impl Engine {
     }
 
     pub fn audit_period(&self) -> Duration {
-        self.config.audit_period.max(Duration::from_secs(1))
+        self.tuning().sync_period.max(Duration::from_secs(1))
     }
 
     pub fn drain_period(&self) -> Duration {
@@ -611,69 +457,6 @@ impl Engine {
     pub fn is_synced(&self) -> bool {
         self.synced_at.is_some()
     }
-
-    fn rules(&self, ipv6: bool) -> Option<Rules<'_>> {
-        matches!(self.mode, Mode::Serving(_)).then(|| Rules {
-            table: &self.chains[usize::from(ipv6)],
-            applied: &self.applied,
-            node: self.desired.node(),
-        })
-    }
-
-    pub fn explain(&self, query: &Query) -> Explanation {
-        let unavailable = match &self.mode {
-            Mode::None { reason } => reason.as_str(),
-            _ => "the dataplane has not started yet",
-        };
-        let rules = self.rules(query.dst.is_ipv6());
-        explain::explain(Facts { table: &self.table, desired: &self.desired, rules, unavailable }, query)
-    }
-
-    pub fn list(&self) -> Vec<ServiceRow> {
-        view::rows(&self.table, &self.desired)
-    }
-
-    /// Kernel changes still due, in words.
-    pub fn pending(&self) -> Vec<String> {
-        let ops = diff::plan(&self.desired, &self.applied, self.dirty.iter().copied(), &|_, _| false);
-        ops.iter().map(ToString::to_string).collect()
-    }
-
-    pub fn view(&self) -> DataplaneView {
-        let (mode, reason) = match &self.mode {
-            Mode::Unknown => ("starting", String::new()),
-            Mode::Serving(served) => (mode_name(served.back_end), served.reason.clone()),
-            Mode::None { reason } => ("none", reason.clone()),
-        };
-        let failures = self.failures.iter().map(|(claim, failure)| FailureView {
-            claim: claim.to_string(),
-            error: failure.error.clone(),
-            since: failure.since,
-            attempts: failure.attempts,
-            retry_at: failure.retry_at,
-        });
-        let clashes = self.desired.clashes();
-        let clash = |clash: &longshore_core::ruleset::desired::Clash| {
-            format!(
-                "{} is wanted by {} and {}; {} has it",
-                clash.claim, clash.holder.name, clash.loser.name, clash.holder.name
-            )
-        };
-        DataplaneView {
-            mode: mode.to_owned(),
-            reason,
-            synced: self.is_synced(),
-            synced_at: self.synced_at,
-            services: self.table.services().len(),
-            objects: self.applied.len(),
-            draining: self.applied.draining().len(),
-            failures: failures.collect(),
-            clashes: clashes.iter().map(clash).collect(),
-            skipped: self.skipped.values().flatten().take(MAX_SKIPPED_SHOWN).cloned().collect(),
-            warnings: self.warnings.clone(),
-            counters: self.counters,
-        }
-    }
 }
 
 /// The failed claim an operation must not go ahead of: its own, or a frontend on the address it binds,
@@ -697,30 +480,4 @@ fn differing(have: Option<&Objects>, believed: Option<&Objects>) -> u64 {
     let changed = have.iter().filter(|(key, value)| believed.get(key) != Some(value)).count();
     let gone = believed.keys().filter(|key| !have.contains_key(key)).count();
     (changed + gone) as u64
-}
-
-fn mode_name(back_end: BackEnd) -> &'static str {
-    match back_end {
-        BackEnd::Ipvs { .. } => "ipvs",
-        BackEnd::Nftables => "nftables",
-    }
-}
-
-/// Why Services are not served, with the command that mends it.
-fn unavailable(error: &KernelError) -> String {
-    use longshore_kernel::ipvs::IpvsError;
-    use longshore_kernel::nft::NftError;
-    use longshore_kernel::route::RouteError;
-    let mend = match error {
-        KernelError::Ipvs(IpvsError::Unavailable(_)) => {
-            "load it with: modprobe ip_vs; where there is no such module, this kernel was built without IPVS \
-             (CONFIG_IP_VS) and another kernel is needed"
-        }
-        KernelError::Nft(NftError::Unavailable(_)) => "load it with: modprobe nf_tables",
-        KernelError::Routes(RouteError::Refused { .. }) => {
-            "load the dummy device's module with: modprobe dummy"
-        }
-        _ => "tried again with the next audit",
-    };
-    format!("{}; {mend}", in_full(error))
 }

@@ -1,0 +1,140 @@
+//! The proxy half: what serves the node's Services, beside the pods or alone as a kube-proxy would.
+//! Here it is put together; the dataplane itself is in `dataplane`, objects come from `services`.
+
+pub mod lock;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use longshore_kernel::modules::RealModules;
+use longshore_kernel::route::RealRoutes;
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::lock::WriterLock;
+use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
+use crate::config::Settings;
+use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
+use crate::node::{self, Facts};
+use crate::pods::Clock;
+use crate::pods::follow::RuntimeHealth;
+use crate::process;
+use crate::reads::NodeViews;
+use crate::services::ServiceFiles;
+use crate::sources::{ManifestOptions, Manifests};
+use crate::supervisor;
+
+/// Start the task that owns the node's Services in the kernel. It ends with `stop` and leaves all
+/// rules as they are.
+///
+/// # Errors
+/// Another daemon that serves this network namespace, or a scheduler that is none.
+pub fn start(
+    settings: &Settings,
+    facts: &Facts,
+    stop: &CancellationToken,
+) -> anyhow::Result<DataplaneHandle> {
+    let lock = WriterLock::take()?;
+    let config = dataplane_config(settings, facts)?;
+    let (handle, task) = dataplane(config, open_kernel(), Clock::System, stop.clone());
+    tokio::spawn(async move {
+        task.await;
+        drop(lock);
+    });
+    Ok(handle)
+}
+
+/// The kernel of this network namespace, its modules loaded when they are first needed.
+fn open_kernel() -> OpenKernel {
+    OpenKernel::new(|| Kernel::open(kernel_flows())).loading(Arc::new(RealModules::default()))
+}
+
+fn dataplane_config(settings: &Settings, facts: &Facts) -> anyhow::Result<DataplaneConfig> {
+    let context = node::context(settings, facts, None, Clock::System.now());
+    let cpus = u32::try_from(facts.cpus).unwrap_or(u32::MAX);
+    let machine = (facts.kernel_version, cpus);
+    let made = DataplaneConfig::from_settings(&settings.dataplane, &context.name, context.ips, machine);
+    let (config, warnings) = made?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// Runs the proxy half alone until SIGTERM: no runtime, no pods, no folders of the kubelet's.
+///
+/// # Errors
+/// What makes starting pointless: another daemon in this network namespace or on this socket, no
+/// routing table to read.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    process::apply(&settings.node);
+    let stop = CancellationToken::new();
+    supervisor::handle_signals(stop.clone(), || {
+        tracing::info!("reload: manifests are watched anyway; other settings take a restart");
+    })?;
+    tokio::spawn(supervisor::keep_watchdog_fed());
+    let routes = RealRoutes::open().context("open the routing table")?;
+    let facts = Facts::read(&routes, None).await?;
+    let dataplane = start(&settings, &facts, &stop)?;
+    let files = Arc::new(ServiceFiles::new(dataplane.clone()));
+    let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
+    let reads = reads(&settings, &facts, &dataplane, files.clone());
+    let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = feed(&settings, &files) => {
+            supervisor::notify(&[NotifyState::Ready]);
+            supervisor::status("serving Services");
+            tracing::info!("ready");
+            stop.cancelled().await;
+        }
+    }
+    serving.await.context("the admin socket's task")?;
+    Ok(())
+}
+
+/// Where Services and slices come from. Whatever it is tells the [`DataplaneHandle`] of each change,
+/// and that it was heard once. Today: a folder of files.
+async fn feed(settings: &Settings, files: &Arc<ServiceFiles>) {
+    if let Some(folder) = &settings.sources.manifests {
+        let options = ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
+        let sink = files.clone();
+        let manifests = Manifests::start(options, Vec::new(), Arc::new(move |change| sink.take(change)));
+        let mut synced = manifests.synced();
+        files.show(manifests);
+        // The sender lives as long as the folder is watched.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+    files.synced();
+}
+
+/// What the admin socket may read: Services, and a node without pods.
+fn reads(
+    settings: &Settings,
+    facts: &Facts,
+    dataplane: &DataplaneHandle,
+    files: Arc<ServiceFiles>,
+) -> AdminReads {
+    let now = Clock::System.now();
+    let context = node::context(settings, facts, None, now);
+    let (_, health) = watch::channel(RuntimeHealth {
+        runtime: "none: the node role is off".to_owned(),
+        answers: Ok(()),
+        network: Ok(()),
+        since: now,
+    });
+    let node = NodeViews {
+        name: context.name,
+        ips: context.ips,
+        started_at: now,
+        health,
+        sources: files,
+        dataplane: Some(dataplane.clone()),
+    };
+    let services = Arc::new(dataplane.clone()) as Arc<dyn ServiceReads>;
+    AdminReads { node: Arc::new(node), pods: None, services: Some(services) }
+}
