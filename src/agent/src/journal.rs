@@ -13,21 +13,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use longshore_core::ids::{PodKey, PodUid};
+use longshore_core::ids::PodUid;
+use longshore_core::pod::leftover::Noted;
 use serde::{Deserialize, Serialize};
-
-/// What one pod may have left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leftover {
-    pub key: PodKey,
-    /// Path of the pod's cgroup below the cgroup root; `None` where it has none.
-    pub cgroup: Option<String>,
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    May { uid: PodUid, left: Leftover },
+    May { uid: PodUid, left: Noted },
     Nothing { uid: PodUid },
 }
 
@@ -50,7 +43,7 @@ pub struct Journal {
 #[derive(Debug)]
 struct State {
     file: File,
-    left: BTreeMap<PodUid, Leftover>,
+    left: BTreeMap<PodUid, Noted>,
 }
 
 impl Journal {
@@ -79,7 +72,7 @@ impl Journal {
     }
 
     /// To be called before the first thing is made. Writes only what is news.
-    pub fn may_leave(&self, uid: &PodUid, leftover: &Leftover) -> Result<(), JournalError> {
+    pub fn may_leave(&self, uid: &PodUid, leftover: &Noted) -> Result<(), JournalError> {
         let mut state = self.lock();
         if state.left.get(uid) == Some(leftover) {
             return Ok(());
@@ -98,8 +91,13 @@ impl Journal {
         self.append(&mut state, &Line::Nothing { uid: uid.clone() })
     }
 
+    /// What one pod may have left.
+    pub fn noted(&self, uid: &PodUid) -> Option<Noted> {
+        self.lock().left.get(uid).cloned()
+    }
+
     /// Every pod that may have left something.
-    pub fn leftovers(&self) -> BTreeMap<PodUid, Leftover> {
+    pub fn leftovers(&self) -> BTreeMap<PodUid, Noted> {
         self.lock().left.clone()
     }
 
@@ -122,7 +120,7 @@ fn append(file: &mut File, line: &Line) -> io::Result<()> {
     file.write_all(&text)
 }
 
-fn replay(text: &str) -> BTreeMap<PodUid, Leftover> {
+fn replay(text: &str) -> BTreeMap<PodUid, Noted> {
     let mut left = BTreeMap::new();
     for line in text.lines() {
         match serde_json::from_str(line) {
@@ -140,10 +138,12 @@ fn replay(text: &str) -> BTreeMap<PodUid, Leftover> {
 
 #[cfg(test)]
 mod tests {
+    use longshore_core::ids::PodKey;
+
     use super::*;
 
-    fn leftover(name: &str, cgroup: Option<&str>) -> Leftover {
-        Leftover { key: PodKey::new("default", name), cgroup: cgroup.map(str::to_owned) }
+    fn leftover(name: &str, cgroup: Option<&str>) -> Noted {
+        Noted { key: PodKey::new("default", name), cgroup: cgroup.map(str::to_owned) }
     }
 
     #[test]

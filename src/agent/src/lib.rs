@@ -9,6 +9,7 @@ pub mod document;
 pub mod hooks;
 pub mod images;
 pub mod journal;
+pub mod leftovers;
 pub mod lock;
 pub mod logging;
 pub mod metrics;

@@ -26,6 +26,7 @@ use crate::dataplane::DataplaneHandle;
 use crate::hooks::HookRunner;
 use crate::images::ImagePuller;
 use crate::journal::Journal;
+use crate::leftovers::Leftovers;
 use crate::lock::InstanceLock;
 use crate::metrics::PodMetrics;
 use crate::node::{self, Facts, Node};
@@ -76,6 +77,7 @@ pub struct NodeHalf {
     pub sourcing: Arc<Sourcing>,
     pub records: Records,
     pub health: watch::Receiver<RuntimeHealth>,
+    leftovers: Leftovers,
     dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
     tasks: Tasks,
@@ -207,13 +209,14 @@ impl NodeHalf {
         let runtime = world.runtime;
         let messages = ExitMessages::new(settings.pods.root_dir.clone());
         let cpus = usize::try_from(world.facts.cpus).unwrap_or(STARTS_AT_LEAST);
+        let volumes = Volumes::new(settings.pods.root_dir.clone(), world.mounts);
         let executor = Executor {
             clock,
             sandboxes: runtime.sandboxes.clone(),
             containers: runtime.containers.clone(),
             observer: runtime.observer(),
             images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls),
-            volumes: Volumes::new(settings.pods.root_dir.clone(), world.mounts),
+            volumes: volumes.clone(),
             cgroups: world.cgroups.clone(),
             hooks: world.hooks,
             journal: journal.clone(),
@@ -231,7 +234,7 @@ impl NodeHalf {
             node: node.subscribe(),
             view: PodsView::default(),
             records: records.clone(),
-            journal,
+            journal: journal.clone(),
             metrics: PodMetrics::register(&mut Registry::default()),
             max_pods: usize::try_from(settings.pods.max_pods).unwrap_or(usize::MAX),
             stop,
@@ -274,7 +277,19 @@ impl NodeHalf {
             tasks.spawn(services.run());
         }
         tasks.spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
-        Ok(Self { pods, node, objects, sourcing, records, health: health_reader, dataplane, follower, tasks })
+        let leftovers = Leftovers { pods: pods.clone(), journal, volumes };
+        Ok(Self {
+            pods,
+            node,
+            objects,
+            sourcing,
+            records,
+            health: health_reader,
+            leftovers,
+            dataplane,
+            follower,
+            tasks,
+        })
     }
 
     /// What the admin socket may read of this half.
@@ -315,6 +330,9 @@ impl NodeHalf {
                 CgroupDriver::Cgroupfs => snapshot::CgroupDriver::Cgroupfs,
             });
         }
+        if let Ok(version) = follower.info.version().await {
+            self.node.set_runtime_name(&version.name);
+        }
         let remembered = self.adopt().await?;
         self.tasks.spawn({
             let follower = follower.clone();
@@ -332,6 +350,7 @@ impl NodeHalf {
             let _ = synced.wait_for(|synced| *synced).await;
         }
         self.sourcing.end_unclaimed(self.follower.clock.now());
+        self.tasks.spawn(self.leftovers.clone().clean_up());
         self.sourcing.synced();
         supervisor::status("running");
         Ok(())

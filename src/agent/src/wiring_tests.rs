@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::PodStatus;
 use longshore_core::ids::PodKey;
 use longshore_core::wire::PodView;
 use longshore_cri::Operation;
-use longshore_cri::fake::{FakeOptions, FakeRuntime, Run};
+use longshore_cri::fake::{Effect, FakeOptions, FakeRuntime, Fault, Run, When};
+use longshore_kernel::cgroup::FakeCgroups;
 
 use super::*;
 use crate::config::{self, AgentArgs};
@@ -22,23 +23,39 @@ struct Cli {
     args: AgentArgs,
 }
 
-/// Mounts that only remember, as a test may not mount.
+/// Mounts that only remember, as a test may not mount; they may refuse, before or after the act.
 #[derive(Debug, Default)]
-struct NoMounts(Mutex<std::collections::BTreeSet<PathBuf>>);
+struct NoMounts(Mutex<std::collections::BTreeSet<PathBuf>>, Mutex<Option<Refusal>>);
+
+/// How an operation on the node's own kernel goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Nothing was done.
+    Before,
+    /// It was done, and whoever asked never heard.
+    After,
+}
 
 impl Mounts for NoMounts {
     fn is_mount_point(&self, path: &Path) -> std::io::Result<bool> {
         Ok(self.0.lock().unwrap().contains(path))
     }
     fn mount_tmpfs(&self, target: &Path, _size: Option<u64>) -> std::io::Result<()> {
+        let refusal = *self.1.lock().unwrap();
+        if refusal == Some(Refusal::Before) {
+            return Err(std::io::ErrorKind::PermissionDenied.into());
+        }
         self.0.lock().unwrap().insert(target.to_path_buf());
-        Ok(())
+        if refusal.is_some() { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
     }
     fn bind(&self, _: std::os::fd::BorrowedFd<'_>, target: &Path, _: bool) -> std::io::Result<()> {
         self.0.lock().unwrap().insert(target.to_path_buf());
         Ok(())
     }
     fn unmount(&self, target: &Path) -> std::io::Result<()> {
+        if self.1.lock().unwrap().is_some() {
+            return Err(std::io::ErrorKind::ResourceBusy.into());
+        }
         self.0.lock().unwrap().remove(target);
         Ok(())
     }
@@ -50,6 +67,7 @@ struct TestNode {
     fake: FakeRuntime,
     clock: Clock,
     mounts: Arc<NoMounts>,
+    cgroups: Arc<FakeCgroups>,
     settings: Settings,
 }
 
@@ -73,7 +91,8 @@ impl TestNode {
         // The manifests' source knows only the system's clock; all begin at the same time.
         let options = FakeOptions { starts_at: jiff::Timestamp::now(), ..FakeOptions::default() };
         let clock = Clock::following_tokio(options.starts_at);
-        Self { fake: FakeRuntime::new(options), clock, mounts: Arc::default(), disk, settings }
+        let fake = FakeRuntime::new(options);
+        Self { fake, clock, mounts: Arc::default(), cgroups: Arc::default(), disk, settings }
     }
 
     fn boot(&self) -> Daemon {
@@ -82,7 +101,13 @@ impl TestNode {
         let world = World {
             clock: self.clock,
             mounts: self.mounts.clone(),
-            cgroups: Arc::new(cgroups::NoCgroups),
+            cgroups: match self.settings.cgroups.per_qos {
+                true => Arc::new(cgroups::CgroupTree {
+                    cgroupfs: self.cgroups.clone(),
+                    systemd: self.cgroups.clone(),
+                }),
+                false => Arc::new(cgroups::NoCgroups),
+            },
             hooks: Arc::new(HookRunner::new(exec.clone())),
             attempt: Arc::new(RealAttempt::new(exec)),
             runtime,
@@ -123,6 +148,22 @@ impl TestNode {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         begin.elapsed()
+    }
+
+    /// What a daemon that was killed before its first record leaves no trace of: the records, and the
+    /// manifest that somebody removed meanwhile.
+    fn forget_records(&self, file: &str) {
+        self.remove(file);
+        for record in std::fs::read_dir(self.settings.pods.root_dir.join("longshore/pods")).unwrap() {
+            std::fs::remove_file(record.unwrap().path()).unwrap();
+        }
+    }
+
+    /// Cgroups of pods, of all classes.
+    fn pod_cgroups(&self) -> Vec<String> {
+        let mut paths = self.cgroups.paths();
+        paths.retain(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with("pod")));
+        paths
     }
 
     fn pods_on_disk(&self) -> usize {
@@ -366,10 +407,15 @@ async fn a_finished_pod_is_remembered_and_not_run_again() {
     node.write("job.yaml", &manifest("job", "  restartPolicy: Never\n"));
     node.until("Succeeded", 30, || daemon.phase("job") == "Succeeded").await;
     tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(node.pods_on_disk(), 0, "its folder goes with its end");
+    let before = daemon.status("job").container_statuses.unwrap();
     daemon.kill().await;
     let daemon = node.boot();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(daemon.phase("job"), "Succeeded");
+    let after = daemon.status("job").container_statuses.unwrap();
+    assert_eq!(after, before, "exit code, message, restart count and id stay what they were");
+    assert!(after[0].container_id.as_ref().is_some_and(|id| id.starts_with("fake://")), "{after:?}");
     assert_eq!(node.fake.starts(), ["job"]);
     node.remove("job.yaml");
     node.until("gone", 30, || daemon.pod("job").is_none() && node.fake.counts() == (0, 0)).await;
@@ -421,4 +467,136 @@ async fn a_pod_the_node_has_no_room_for_is_refused_and_shown_until_it_goes() {
     node.remove("b.yaml");
     node.until("gone", 30, || daemon.pod("second").is_none()).await;
     assert!(daemon.is_ready("first"));
+}
+
+/// Where a start is cut off: what the node's kernel or the runtime does not do or does not answer.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Cgroup,
+    Mount(Refusal),
+    Sandbox,
+    Container,
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_before_the_first_record_leaves_nothing_after_the_next_start() {
+    let cuts =
+        [Cut::Cgroup, Cut::Mount(Refusal::Before), Cut::Mount(Refusal::After), Cut::Sandbox, Cut::Container];
+    for cut in cuts {
+        let mut node = TestNode::new();
+        node.settings.cgroups.per_qos = true;
+        let hang = |operation, effect| Fault { operation: Some(operation), when: When::Always, effect };
+        match cut {
+            Cut::Cgroup => node.cgroups.faults.script("pod", nix::errno::Errno::EIO, u32::MAX),
+            Cut::Mount(refusal) => *node.mounts.1.lock().unwrap() = Some(refusal),
+            Cut::Sandbox => node.fake.add_fault(hang(Operation::RunPodSandbox, Effect::Hang)),
+            Cut::Container => node.fake.add_fault(hang(Operation::CreateContainer, Effect::HangAfter)),
+        }
+        let daemon = node.boot();
+        node.until("ready for pods", 5, || daemon.half.node.now().network.is_ok()).await;
+        let burstable = manifest("web", "  volumes: [{name: v, emptyDir: {medium: Memory}}]\n")
+            .replace("app:1\"", "app:1\", resources: {requests: {cpu: 10m}}");
+        node.write("web.yaml", &burstable);
+        node.until("taken on", 5, || daemon.pod("web").is_some()).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(node.pods_on_disk(), 1, "{cut:?}: the folder comes first");
+        daemon.kill().await;
+        node.forget_records("web.yaml");
+        node.fake.clear_faults();
+        node.cgroups.faults.clear();
+        *node.mounts.1.lock().unwrap() = None;
+        let left = (node.pod_cgroups().len(), node.mounts.0.lock().unwrap().len(), node.fake.counts());
+        let expected = match cut {
+            Cut::Cgroup => (0, 1, (0, 0)),
+            Cut::Mount(Refusal::Before) => (1, 0, (1, 0)),
+            Cut::Mount(Refusal::After) => (1, 1, (1, 0)),
+            Cut::Sandbox => (1, 1, (0, 0)),
+            Cut::Container => (1, 1, (1, 1)),
+        };
+        assert_eq!(left, expected, "{cut:?}: what the kill left");
+
+        let daemon = node.boot();
+        let gone = || {
+            node.pods_on_disk() == 0
+                && node.pod_cgroups().is_empty()
+                && node.mounts.0.lock().unwrap().is_empty()
+                && node.fake.counts() == (0, 0)
+                && daemon.half.pods.workers() == 0
+        };
+        node.until(&format!("{cut:?}: nothing left"), 120, gone).await;
+        let journal = std::fs::read_to_string(node.settings.pods.root_dir.join("longshore/journal")).unwrap();
+        assert!(journal.lines().last().is_some_and(|line| line.starts_with("{\"nothing\"")), "{journal}");
+        daemon.kill().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_over_stays_until_every_source_was_heard() {
+    let node = TestNode::new();
+    let pods = node.settings.pods.root_dir.join("pods");
+    let left = pods.join("aaaaaaaa-2222-8333-8444-555555555555/volumes/kubernetes.io~empty-dir/data");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::create_dir_all(pods.join("lost+found")).unwrap();
+    let (folder, away) = (node.disk.path().join("manifests"), node.disk.path().join("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    let daemon = node.boot();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(left.exists(), "the folder of manifests may yet name it");
+    std::fs::rename(&away, &folder).unwrap();
+    node.until("gone", 60, || !pods.join("aaaaaaaa-2222-8333-8444-555555555555").exists()).await;
+    assert!(pods.join("lost+found").exists(), "no pod's folder");
+    node.until("no worker left", 10, || daemon.half.pods.workers() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_does_not_come_off_keeps_what_is_below_it_and_links_are_not_followed() {
+    let node = TestNode::new();
+    let uid = "aaaaaaaa-2222-8333-8444-555555555555";
+    let pod = node.settings.pods.root_dir.join("pods").join(uid);
+    let mount = pod.join("volumes/kubernetes.io~empty-dir/ram");
+    std::fs::create_dir_all(&mount).unwrap();
+    std::fs::write(mount.join("precious"), "x").unwrap();
+    let outside = node.disk.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("precious"), "x").unwrap();
+    std::os::unix::fs::symlink(&outside, pod.join("volumes/kubernetes.io~empty-dir/link")).unwrap();
+    node.mounts.0.lock().unwrap().insert(mount.clone());
+    *node.mounts.1.lock().unwrap() = Some(Refusal::Before);
+    let daemon = node.boot();
+    let views = || daemon.half.pods.view().list();
+    let said =
+        || views().iter().any(|view| view.failures.iter().any(|(_, f)| f.error.message.contains("unmount")));
+    node.until("says what is in the way", 30, said).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(mount.join("precious").exists() && node.pods_on_disk() == 1);
+    *node.mounts.1.lock().unwrap() = None;
+    node.until("gone", 300, || !pod.exists() && daemon.half.pods.workers() == 0).await;
+    assert!(outside.join("precious").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adopted_pod_keeps_its_place_before_its_manifest_is_read() {
+    // The newcomer's file is read first, the adopted pod's record is or is not there.
+    for recorded in [true, false] {
+        let node = TestNode::new();
+        let with_port = |name: &str| {
+            manifest(name, "").replace("app:1\"}", "app:1\", ports: [{containerPort: 80, hostPort: 8080}]}")
+        };
+        let daemon = node.boot();
+        node.write("z.yaml", &with_port("first"));
+        node.until("first Ready", 10, || daemon.is_ready("first")).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        daemon.kill().await;
+        if !recorded {
+            node.forget_records("z.yaml");
+            node.write("z.yaml", &with_port("first"));
+        }
+        node.write("a.yaml", &with_port("second"));
+        let daemon = node.boot();
+        node.until("refused", 20, || daemon.phase("second") == "Failed").await;
+        assert_eq!(daemon.status("second").reason.as_deref(), Some("NodePorts"), "recorded: {recorded}");
+        node.until("first adopted", 10, || daemon.is_ready("first")).await;
+        assert_eq!(node.fake.starts(), ["first"]);
+        daemon.kill().await;
+    }
 }

@@ -51,6 +51,15 @@ impl Node {
         self.change(|context| std::mem::replace(&mut context.cgroups.driver, driver) != driver);
     }
 
+    /// The runtime's own name, for the ids of containers.
+    pub fn set_runtime_name(&self, name: &str) {
+        self.change(|context| {
+            let news = context.runtime_name != name;
+            name.clone_into(&mut context.runtime_name);
+            news
+        });
+    }
+
     /// The first full sync of Services is in the kernel, or there are none to wait for.
     pub fn set_services_synced(&self) {
         self.change(|context| !std::mem::replace(&mut context.services_synced, true));
@@ -91,6 +100,8 @@ pub fn context(
     let cpu_millis = facts.cpus * 1000;
     NodeContext {
         name: settings.node.name.clone().unwrap_or_else(|| facts.hostname.to_lowercase()),
+        // Until the runtime has said its own.
+        runtime_name: "containerd".to_owned(),
         ips: if settings.node.ips.is_empty() { facts.ips.clone() } else { settings.node.ips.clone() },
         root_dir: settings.pods.root_dir.clone(),
         pod_logs_dir: settings.pods.pod_logs_dir.clone(),

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use longshore_core::ids::{ContainerId, ContainerName, PodUid, SandboxId};
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::hosts_file;
+use longshore_core::pod::leftover::Noted;
 use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
 use longshore_core::pod::snapshot::{CgroupDriver, NodeContext};
 use longshore_core::pod::spec::SandboxSpec;
@@ -24,7 +25,7 @@ use super::gate::StartGate;
 use super::messages::ExitMessages;
 use super::steps::{Execute, StepJob, StepReport};
 use crate::images::ImagePuller;
-use crate::journal::{Journal, Leftover};
+use crate::journal::Journal;
 use crate::text::error_chain;
 use crate::volumes::{Dir, VolumeError, Volumes};
 
@@ -183,9 +184,7 @@ impl Executor {
                 let (uid, volume) = (uid.clone(), volume.clone());
                 self.on_disk(move |volumes| volumes.release(&uid, &volume)).await
             }
-            Step::RemoveCgroup { path } => {
-                within(LOCAL_DEADLINE, self.cgroups.remove(job.node.cgroups.driver, path)).await
-            }
+            Step::RemoveCgroup { paths } => within(LOCAL_DEADLINE, self.remove_cgroups(job, paths)).await,
             Step::RemovePodDirs => {
                 let uid = uid.clone();
                 self.on_disk(move |volumes| volumes.remove_pod_dirs(&uid)).await
@@ -195,20 +194,27 @@ impl Executor {
 
     async fn prepare_pod_dirs(&self, job: &StepJob, containers: Vec<ContainerName>) -> Outcome {
         let uid = job.desired.uid.clone();
-        let known = self.journal.leftovers().remove(&uid);
+        let known = self.journal.noted(&uid);
         let leftover =
-            Leftover { key: job.desired.key.clone(), cgroup: known.and_then(|leftover| leftover.cgroup) };
+            Noted { key: job.desired.key.clone(), cgroup: known.and_then(|leftover| leftover.cgroup) };
         self.note(&uid, &leftover)?;
         self.on_disk(move |volumes| volumes.prepare_pod_dirs(&uid, &containers)).await
     }
 
     async fn ensure_cgroup(&self, job: &StepJob, cgroup: &PodCgroup) -> Outcome {
-        let leftover = Leftover { key: job.desired.key.clone(), cgroup: Some(cgroup.path.clone()) };
+        let leftover = Noted { key: job.desired.key.clone(), cgroup: Some(cgroup.path.clone()) };
         self.note(&job.desired.uid, &leftover)?;
         within(LOCAL_DEADLINE, self.cgroups.ensure(job.node.cgroups.driver, cgroup)).await
     }
 
-    fn note(&self, uid: &PodUid, leftover: &Leftover) -> Result<(), StepError> {
+    async fn remove_cgroups(&self, job: &StepJob, paths: &[String]) -> Result<(), StepError> {
+        for path in paths {
+            self.cgroups.remove(job.node.cgroups.driver, path).await?;
+        }
+        Ok(())
+    }
+
+    fn note(&self, uid: &PodUid, leftover: &Noted) -> Result<(), StepError> {
         self.journal.may_leave(uid, leftover).map_err(|error| local_error("FailedMount", &error))
     }
 

@@ -14,16 +14,18 @@ mod steps;
 mod view;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
-use longshore_core::pod::desired::{Deletion, DesiredPod};
+use longshore_core::pod::adopted;
+use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::known::KnownPod;
+use longshore_core::pod::leftover::Leftover;
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::pod::local::{LocalState, ProbeResult};
-use longshore_core::pod::observed::ObservedPod;
+use longshore_core::pod::observed::{ObservedContainer, ObservedPod};
 use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
@@ -105,6 +107,20 @@ struct State {
     records: HashMap<PodUid, PodRecord>,
     /// Pods seen so far; orders starts.
     born: u64,
+}
+
+impl State {
+    /// Pods that take their place on the node although no source has mentioned them yet: what runs, as its
+    /// record or, without one, as the runtime tells it.
+    fn not_yet_claimed(&self) -> Vec<(PodKey, Arc<Pod>)> {
+        let recorded = self.records.values().filter(|record| record.takes_room());
+        let recorded = recorded.map(|record| (record.key.clone(), record.pod.clone()));
+        let only_running = self.unclaimed.values().filter(|pod| {
+            !self.records.contains_key(&pod.uid) && pod.containers.iter().any(ObservedContainer::may_run)
+        });
+        let only_running = only_running.map(|pod| (pod.key.clone(), Arc::new(adopted::pod_of(pod))));
+        recorded.chain(only_running).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -212,6 +228,45 @@ impl Pods {
         self.lock().workers.len()
     }
 
+    /// Pods that a source wants, or that the runtime or a record tells of.
+    pub fn known(&self) -> BTreeSet<PodUid> {
+        let state = self.lock();
+        state.workers.keys().chain(state.unclaimed.keys()).chain(state.records.keys()).cloned().collect()
+    }
+
+    /// Takes on what is left of a pod that nothing else tells of, to be removed step by step. `volumes`
+    /// are those it has on disk. To be called once every source was heard (invariant 6).
+    pub fn clean_up(&self, left: &Leftover, volumes: BTreeSet<String>) {
+        let mut state = self.lock();
+        let known = [state.workers.contains_key(&left.uid), state.unclaimed.contains_key(&left.uid)];
+        if known.contains(&true) || state.records.contains_key(&left.uid) {
+            return;
+        }
+        let now = self.inner.deps.clock.now();
+        let known = KnownPod::new(left.key.clone(), left.uid.clone(), now);
+        let desired = DesiredPod {
+            key: left.key.clone(),
+            uid: left.uid.clone(),
+            pod: Arc::new(adopted::pod_of(known.pod())),
+            source: PodSource::Runtime,
+            seen_at: now,
+            deletion: None,
+        };
+        let local = LocalState {
+            volumes: volumes.into_iter().map(|volume| (volume, 0)).collect(),
+            journalled_cgroup: left.cgroup.clone(),
+            ..LocalState::default()
+        };
+        tracing::warn!(pod = %left.key, uid = %left.uid, cgroup = left.cgroup, "left over by an agent that was killed; cleaning up");
+        let what = "left over by an agent that was killed".to_owned();
+        self.inner.deps.view.event(&left.uid, now, what, String::new());
+        // It has no part in who comes after whom under its name: nothing of it ever ran.
+        let lifecycle = Lifecycle::Terminated { cause: EndCause::Orphaned, at: now };
+        state.born += 1;
+        let order = state.born;
+        self.employ(&mut state, Birth { desired, lifecycle, known, local, prior: None, order });
+    }
+
     fn read(&self, reading: Reading) {
         let mut state = self.lock();
         match state.workers.get(&reading.pod.uid) {
@@ -241,7 +296,8 @@ impl Pods {
         if !lives.contains(&uid) {
             lives.push(uid.clone());
         }
-        let fresh = !adopted && record.is_none() && desired.deletion.is_none();
+        let wanted = desired.deletion.is_none() && desired.source != PodSource::Runtime;
+        let fresh = !adopted && record.is_none() && wanted;
         let first = lives.first() == Some(&uid);
         if fresh && first {
             desired.deletion = self.refusal(state, &desired);
@@ -255,29 +311,34 @@ impl Pods {
             _ => Lifecycle::Syncing,
         };
         state.born += 1;
-        let (local, prior) = match record {
+        let (mut local, prior) = match record {
             Some(record) => (record.local(), record.status),
             None => (LocalState::default(), None),
         };
+        local.journalled_cgroup = deps.journal.noted(&uid).and_then(|noted| noted.cgroup);
         tracing::info!(pod = %desired.key, %uid, adopted, source = ?desired.source, "pod taken on");
-        deps.view.event(
-            &uid,
-            deps.clock.now(),
-            if adopted { "adopted" } else { "seen" }.into(),
-            String::new(),
-        );
-        let birth = Birth { desired, lifecycle, known, local, prior, order: state.born };
+        let what = if adopted { "adopted" } else { "seen" };
+        deps.view.event(&uid, deps.clock.now(), what.into(), String::new());
+        let order = state.born;
+        self.employ(state, Birth { desired, lifecycle, known, local, prior, order });
+    }
+
+    /// Gives a pod its worker.
+    fn employ(&self, state: &mut State, birth: Birth) {
+        let deps = &self.inner.deps;
+        let (uid, key) = (birth.desired.uid.clone(), birth.desired.key.clone());
+        let asked = birth.desired.deletion.as_ref().is_some_and(|deletion| !deletion.cause.stays_shown());
         let inbox = Arc::new(Inbox::default());
         let entry = Entry {
             inbox: inbox.clone(),
-            key: birth.desired.key.clone(),
+            key: key.clone(),
             pod: birth.desired.pod.clone(),
             rejected: fold::is_rejected(birth.desired.deletion.as_ref()),
-            ending: birth.desired.deletion.as_ref().is_some_and(|deletion| !deletion.cause.stays_shown()),
+            // What only the runtime or the disk tells of is here to be ended.
+            ending: asked || birth.desired.source == PodSource::Runtime,
             again: None,
         };
         state.workers.insert(uid.clone(), entry);
-        let key = birth.desired.key.clone();
         let worker = Worker::new(deps.clone(), inbox, birth);
         let pods = self.clone();
         let stop = deps.stop.clone();
@@ -294,19 +355,20 @@ impl Pods {
     /// the same name makes room for it and is not counted.
     fn refusal(&self, state: &State, desired: &DesiredPod) -> Option<Deletion> {
         let deps = &self.inner.deps;
-        let others = state.workers.iter().filter(|(uid, entry)| {
-            let over = || deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
-            entry.key != desired.key && !entry.rejected && !over()
-        });
+        let over = |uid: &PodUid| deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
+        let workers = state.workers.iter().filter(|(uid, entry)| !entry.rejected && !over(uid));
+        let mut others: Vec<(PodKey, Arc<Pod>)> =
+            workers.map(|(_, entry)| (entry.key.clone(), entry.pod.clone())).collect();
+        others.extend(state.not_yet_claimed());
+        others.retain(|(key, _)| *key != desired.key);
         let node = deps.node.borrow();
         let room = NodeRoom {
             cpu_millis: node.allocatable_cpu_millis,
             memory_bytes: node.allocatable_memory_bytes,
             pods: deps.max_pods,
         };
-        let refusal =
-            admission::admit(&desired.pod, others.map(|(_, entry)| (&entry.key, &*entry.pod)), &room)
-                .err()?;
+        let others = others.iter().map(|(key, pod)| (key, &**pod));
+        let refusal = admission::admit(&desired.pod, others, &room).err()?;
         tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
         Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
     }

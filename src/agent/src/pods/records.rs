@@ -15,6 +15,7 @@ use longshore_core::pod::local::{CrashBackoff, HookState, LocalState, ProbeResul
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::fold;
 use crate::volumes::{Dir, VolumeError};
 
 /// Written as `<uid>.json`. Fields are only ever added.
@@ -67,6 +68,13 @@ impl PodRecord {
             backoff: self.backoff.clone(),
             ..LocalState::default()
         }
+    }
+
+    /// Whether the pod takes something of the node: it was admitted and has not ended.
+    pub(super) fn takes_room(&self) -> bool {
+        let ended = matches!(self.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Released { .. });
+        let finished = self.status.as_ref().is_some_and(fold::is_finished);
+        !ended && !finished && !fold::is_rejected(self.deletion.as_ref())
     }
 
     /// The pod as it was wanted when the record was written.

@@ -112,6 +112,7 @@ impl Probing for NoProbes {
 
 pub(crate) fn node_context() -> NodeContext {
     NodeContext {
+        runtime_name: "containerd".to_owned(),
         name: "node".into(),
         ips: vec!["10.0.0.1".parse().unwrap()],
         root_dir: "/nowhere".into(),

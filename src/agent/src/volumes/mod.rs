@@ -11,6 +11,7 @@ mod mount_table;
 mod publish;
 mod sub_path;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Component, Path, PathBuf};
@@ -206,9 +207,25 @@ impl Volumes {
         pods.remove_tree(uid.as_str())
     }
 
-    /// Pods that have a folder on this node, whether or not anything wants them.
-    pub fn pods_on_disk(&self) -> Result<Vec<PodUid>, VolumeError> {
-        Ok(self.pods()?.names()?.into_iter().map(PodUid::from).collect())
+    /// Names in the folder of all pods: uids, whether or not anything wants them, and what else
+    /// somebody put there.
+    pub fn pods_on_disk(&self) -> Result<Vec<String>, VolumeError> {
+        self.pods()?.names()
+    }
+
+    /// Volumes and subPath binds a pod has on disk, by volume.
+    pub fn volumes_on_disk(&self, uid: &PodUid) -> Result<BTreeSet<String>, VolumeError> {
+        let mut found = BTreeSet::new();
+        let Some(pod) = self.pods()?.child_if_there(uid.as_str())? else { return Ok(found) };
+        if let Some(binds) = pod.child_if_there("volume-subpaths")? {
+            found.extend(binds.names()?);
+        }
+        if let Some(volumes) = pod.child_if_there("volumes")? {
+            for plugin in volumes.names()? {
+                found.extend(volumes.child(&plugin)?.names()?);
+            }
+        }
+        Ok(found)
     }
 
     fn pods(&self) -> Result<Dir, VolumeError> {

@@ -36,6 +36,7 @@ pub(crate) fn pod(value: serde_json::Value) -> Pod {
 pub(crate) fn node() -> NodeContext {
     NodeContext {
         name: "node".to_owned(),
+        runtime_name: "cri-o".to_owned(),
         ips: vec!["192.0.2.10".parse().unwrap()],
         root_dir: PathBuf::from("/var/lib/kubelet"),
         pod_logs_dir: PathBuf::from("/var/log/pods"),

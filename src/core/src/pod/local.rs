@@ -32,6 +32,9 @@ pub struct LocalState {
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// Crash back-off by container.
     pub backoff: BTreeMap<ContainerName, CrashBackoff>,
+    /// The cgroup an earlier run of the agent may have made for the pod, as its journal has it: another
+    /// than today's where the driver or the pod's class changed since.
+    pub journalled_cgroup: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! start the steps that are not in flight, fold each outcome back into [`local::LocalState`],
 //! publish the status. Nothing here performs a step.
 
+pub mod adopted;
 pub mod command;
 pub mod containers;
 pub mod default;
@@ -18,6 +19,7 @@ pub mod hooks;
 pub mod hostname;
 pub mod hosts_file;
 pub mod known;
+pub mod leftover;
 pub mod lifecycle;
 pub mod local;
 pub mod mounts;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use sha2::{Digest, Sha256};
 
 use crate::ids::ContainerName;
@@ -54,10 +54,19 @@ pub fn restart_count(instance: &ObservedContainer) -> u32 {
     instance.attempt.max(noted)
 }
 
-/// The number of the next instance: one more than any there is, 0 for the first.
-pub fn next_attempt(observed: &ObservedPod, name: &ContainerName) -> u32 {
+/// The number of the next instance: one more than any there is or that the last status told of, 0 for
+/// the first. Records that somebody removed from the runtime do not make it count anew.
+pub fn next_attempt(observed: &ObservedPod, prior: Option<&PodStatus>, name: &ContainerName) -> u32 {
     let instances = observed.containers.iter().filter(|container| container.name == *name);
-    instances.map(restart_count).max().map_or(0, |highest| highest.saturating_add(1))
+    let told = prior.into_iter().flat_map(|prior| {
+        let lists =
+            [&prior.container_statuses, &prior.init_container_statuses, &prior.ephemeral_container_statuses];
+        lists.into_iter().flatten().flatten()
+    });
+    // A status without an id told of no instance.
+    let told = told.filter(|status| status.name == name.as_str() && status.container_id.is_some());
+    let told = told.map(|status| u32::try_from(status.restart_count).unwrap_or(0));
+    instances.map(restart_count).chain(told).max().map_or(0, |highest| highest.saturating_add(1))
 }
 
 /// Identity of what resets the back-off: image and resources (behaviours 21).
@@ -147,6 +156,27 @@ mod tests {
             let made = [0, 1, 42].map(|code| should_restart(&pod, &all[0], code));
             assert_eq!(made, expected, "{policy} {list} {container}");
         }
+    }
+
+    #[test]
+    fn the_count_goes_on_where_records_are_gone() {
+        use k8s_openapi::api::core::v1::ContainerStatus;
+        let told = |count, id: Option<&str>| PodStatus {
+            container_statuses: Some(vec![ContainerStatus {
+                name: "a".to_owned(),
+                restart_count: count,
+                container_id: id.map(str::to_owned),
+                ..ContainerStatus::default()
+            }]),
+            ..PodStatus::default()
+        };
+        let mut observed = crate::pod::fixture::Fixture::new(json!({"spec": {"containers": []}})).observed;
+        let name = ContainerName::from("a");
+        assert_eq!(next_attempt(&observed, None, &name), 0);
+        assert_eq!(next_attempt(&observed, Some(&told(0, None)), &name), 0);
+        assert_eq!(next_attempt(&observed, Some(&told(4, Some("containerd://x"))), &name), 5);
+        observed.containers = vec![exited("x", "a", 6, at(1), at(2), 1)];
+        assert_eq!(next_attempt(&observed, Some(&told(4, Some("containerd://x"))), &name), 7);
     }
 
     #[test]

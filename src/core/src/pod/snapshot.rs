@@ -34,6 +34,9 @@ pub struct PodSnapshot<'a> {
 #[derive(Clone, Debug)]
 pub struct NodeContext {
     pub name: String,
+    /// The runtime's own name, as its Version answer has it: `containerd`, `cri-o`. The scheme of the
+    /// container ids in a pod's status.
+    pub runtime_name: String,
     /// Primary address first.
     pub ips: Vec<IpAddr>,
     /// `/var/lib/kubelet` or what --root-dir says.

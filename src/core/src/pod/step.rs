@@ -116,9 +116,10 @@ pub enum Step {
     ReleaseVolume {
         volume: String,
     },
-    /// Also kills what is left in it (leftover processes of exec, say).
+    /// Also kills what is left in it (leftover processes of exec, say). Several places where nobody
+    /// knows in which one it is.
     RemoveCgroup {
-        path: String,
+        paths: Vec<String>,
     },
     RemovePodDirs,
 }

@@ -265,7 +265,7 @@ fn create(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>, place: &Place
     }
     let Some(image) = snapshot.local.images.get(&container.name) else { return pull(draft, container) };
     let Some(volumes) = place.volumes else { return Progress::UnderWay };
-    let attempt = next_attempt(snapshot.observed, &container.name);
+    let attempt = next_attempt(snapshot.observed, snapshot.prior, &container.name);
     let target = ContainerPlace {
         sandbox: &place.sandbox.id,
         sandbox_attempt: place.sandbox.attempt,

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::pod::containers::spec;
+use crate::pod::desired::PodSource;
 use crate::pod::lifecycle::forgets_runtime;
 use crate::pod::observed::{ContainerState, ObservedContainer, SandboxState};
 use crate::pod::step::{Step, StepKind};
 use crate::resources::cgroup_names;
-use crate::resources::qos::qos_class;
+use crate::resources::qos::{QosClass, qos_class};
 
 use super::draft::Draft;
 use super::{containers, sandbox};
@@ -93,12 +94,28 @@ fn volumes_released(draft: &mut Draft<'_, '_>) -> bool {
 }
 
 fn cgroup_removed(draft: &mut Draft<'_, '_>) -> bool {
-    let snapshot = draft.facts.snapshot;
-    let settings = &snapshot.node.cgroups;
-    if !settings.per_qos || draft.is_done(StepKind::RemoveCgroup, "") {
+    let paths = cgroups(draft);
+    if paths.is_empty() || draft.is_done(StepKind::RemoveCgroup, "") {
         return true;
     }
-    let path = cgroup_names::pod(settings, qos_class(draft.facts.pod()), &snapshot.desired.uid);
-    draft.want(Step::RemoveCgroup { path });
+    draft.want(Step::RemoveCgroup { paths: paths.into_iter().collect() });
     false
+}
+
+/// Where the pod's cgroup is: by its class, and where the journal noted one. Nobody knows the class of a
+/// pod without a spec, so that it is looked for in all of them.
+fn cgroups(draft: &Draft<'_, '_>) -> BTreeSet<String> {
+    let snapshot = draft.facts.snapshot;
+    let settings = &snapshot.node.cgroups;
+    let mut paths = BTreeSet::new();
+    if !settings.per_qos {
+        return paths;
+    }
+    let classes = match snapshot.desired.source {
+        PodSource::Runtime => vec![QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort],
+        PodSource::File { .. } | PodSource::Api => vec![qos_class(draft.facts.pod())],
+    };
+    paths.extend(classes.into_iter().map(|class| cgroup_names::pod(settings, class, &snapshot.desired.uid)));
+    paths.extend(snapshot.local.journalled_cgroup.clone());
+    paths
 }

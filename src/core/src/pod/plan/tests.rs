@@ -3,11 +3,11 @@ use serde_json::{Value, json};
 
 use super::model::{Act, Model};
 use super::*;
-use crate::pod::desired::EndCause;
+use crate::pod::desired::{EndCause, PodSource};
 use crate::pod::fixture::{Fixture, at, exited, running, sandbox};
 use crate::pod::local::{ProbeResult, ProbeResults};
 use crate::pod::observed::SandboxState;
-use crate::pod::step::{Step, StepKey, StepKind};
+use crate::pod::step::{Step, StepKey, StepKind, StepOutcome, StepResult};
 
 fn names(plan: &Plan) -> Vec<String> {
     plan.steps.iter().map(|step| step.key().to_string()).collect()
@@ -639,4 +639,35 @@ proptest! {
             prop_assert!(verifies, "{step}");
         }
     }
+}
+
+#[test]
+fn a_pod_without_a_spec_is_released_from_every_place_it_may_have_been_in() {
+    let mut fixture = Fixture::new(json!({"metadata": {"name": "lost"}, "spec": {"containers": []}}));
+    fixture.desired.source = PodSource::Runtime;
+    fixture.node.cgroups.driver = crate::pod::snapshot::CgroupDriver::Cgroupfs;
+    fixture.local.journalled_cgroup = Some("/kubepods.slice/old.slice".to_owned());
+    fixture.local.volumes.insert("ram".to_owned(), 0);
+    fixture.lifecycle = Lifecycle::Terminated { cause: EndCause::Orphaned, at: at(0) };
+    let uid = fixture.desired.uid.clone();
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        for step in plan(&fixture.snapshot()).steps {
+            fixture.local.begin(&step, at(1));
+            fixture.local.record(&step, &StepOutcome::Done(StepResult::Done), at(1));
+            all.push(step);
+        }
+    }
+    let cgroups = [
+        "/kubepods.slice/old.slice".to_owned(),
+        format!("/kubepods/besteffort/pod{uid}"),
+        format!("/kubepods/burstable/pod{uid}"),
+        format!("/kubepods/pod{uid}"),
+    ];
+    let expected = [
+        Step::ReleaseVolume { volume: "ram".to_owned() },
+        Step::RemoveCgroup { paths: cgroups.to_vec() },
+        Step::RemovePodDirs,
+    ];
+    assert_eq!(all, expected);
 }

@@ -91,8 +91,9 @@ impl Maker<'_, '_> {
     }
 
     fn of_instance(&self, instance: &ObservedContainer) -> ContainerStatus {
-        let ended = terminated(instance);
-        let before = self.facts.instances(&self.container.name).nth(1).and_then(terminated);
+        let ended = self.ended(instance);
+        let before =
+            self.facts.instances(&self.container.name).nth(1).and_then(|instance| self.ended(instance));
         let (state, last_state) = match (&instance.state, ended) {
             (ContainerState::Running { started_at }, _) => (running(*started_at), before),
             (ContainerState::Created, _) => (self.waiting(), before),
@@ -125,12 +126,35 @@ impl Maker<'_, '_> {
                 instance.image.clone()
             },
             image_id: instance.image_ref.clone(),
-            container_id: Some(container_id(instance)),
+            container_id: Some(self.id(instance)),
             resources: given.resources.clone().filter(|_| instance.is_running()),
             allocated_resources: given.resources.as_ref().and_then(|resources| resources.requests.clone()),
             volume_mounts: self.volume_mounts(),
             ..ContainerStatus::default()
         }
+    }
+
+    /// `<runtime>://<id>`, as the API has it.
+    fn id(&self, instance: &ObservedContainer) -> String {
+        format!("{}://{}", self.facts.snapshot.node.runtime_name, instance.id)
+    }
+
+    /// How an instance ended. What it said came from a file that goes with the pod's folder: once it was
+    /// told it stays told, also by an agent that never read the file.
+    fn ended(&self, instance: &ObservedContainer) -> Option<ContainerStateTerminated> {
+        let mut ended = terminated(instance, self.id(instance))?;
+        if ended.message.is_none() {
+            ended.message = self.told_message(instance);
+        }
+        Some(ended)
+    }
+
+    fn told_message(&self, instance: &ObservedContainer) -> Option<String> {
+        let prior = self.prior()?;
+        let states = [&prior.state, &prior.last_state].into_iter().flatten();
+        let mut ends = states.filter_map(|state| state.terminated.as_ref());
+        let of_instance = ends.find(|end| is_id_of(end.container_id.as_deref(), instance))?;
+        of_instance.message.clone()
     }
 
     /// An exit that is followed by another run shows as waiting once the plan waits for something;
@@ -255,9 +279,9 @@ const API_REASONS: [&str; 16] = [
     "RunContainerError",
 ];
 
-/// `<runtime>://<id>`; containerd is what the node is set up with, and clients read what follows.
-fn container_id(instance: &ObservedContainer) -> String {
-    format!("containerd://{}", instance.id)
+/// Whether an id of the API is of this instance, whatever the runtime was called then.
+fn is_id_of(id: Option<&str>, instance: &ObservedContainer) -> bool {
+    id.and_then(|id| id.split_once("://")).is_some_and(|(_, id)| id == instance.id.as_str())
 }
 
 fn running(started_at: Timestamp) -> ApiState {
@@ -266,7 +290,7 @@ fn running(started_at: Timestamp) -> ApiState {
 }
 
 /// The end of an instance that ended or that nobody knows of any more.
-fn terminated(instance: &ObservedContainer) -> Option<ContainerStateTerminated> {
+fn terminated(instance: &ObservedContainer, id: String) -> Option<ContainerStateTerminated> {
     match &instance.state {
         ContainerState::Exited { started_at, finished_at, exit_code, reason, message } => {
             let by_code = if *exit_code == 0 { "Completed" } else { "Error" };
@@ -277,7 +301,7 @@ fn terminated(instance: &ObservedContainer) -> Option<ContainerStateTerminated> 
                 message: Some(cut(message, MAX_MESSAGE)).filter(|message| !message.is_empty()),
                 started_at: started_at.map(|at| Time(seconds(at))),
                 finished_at: Some(Time(seconds(*finished_at))),
-                container_id: Some(container_id(instance)),
+                container_id: Some(id),
                 signal: None,
             })
         }
@@ -285,7 +309,7 @@ fn terminated(instance: &ObservedContainer) -> Option<ContainerStateTerminated> 
             exit_code: UNKNOWN_EXIT,
             reason: Some("ContainerStatusUnknown".to_owned()),
             message: Some("the runtime does not know the container's state".to_owned()),
-            container_id: Some(container_id(instance)),
+            container_id: Some(id),
             ..ContainerStateTerminated::default()
         }),
         ContainerState::Created | ContainerState::Running { .. } => None,

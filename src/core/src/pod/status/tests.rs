@@ -253,3 +253,24 @@ fn a_rejected_pod_says_why() {
     assert_eq!(status.message.as_deref(), Some("Pod was rejected: needs 9 CPUs, 4 are free"));
     assert_eq!(status.container_statuses, None);
 }
+
+#[test]
+fn what_a_container_said_at_its_end_is_told_on_after_its_file_is_gone() {
+    let mut ended = exited("c1", "a", 2, at(10), at(20), 3);
+    if let ContainerState::Exited { message, .. } = &mut ended.state {
+        *message = "no such database".into();
+    }
+    let mut fixture = fixture(one("Never"), vec![ended]);
+    let before = status(&fixture);
+    let end = |status: &PodStatus| main(status).state.as_ref().unwrap().terminated.clone().unwrap();
+    assert_eq!(end(&before).container_id.as_deref(), Some("cri-o://c1"));
+    // A new agent reads the record, and the runtime, which never knew the message.
+    fixture.observed.containers = vec![exited("c1", "a", 2, at(10), at(20), 3)];
+    fixture.prior = Some(before.clone());
+    let after = status(&fixture);
+    assert_eq!(end(&after).message.as_deref(), Some("no such database"));
+    assert_eq!(after, before);
+    // Another instance said nothing of the kind.
+    fixture.observed.containers = vec![exited("c2", "a", 3, at(30), at(40), 3)];
+    assert_eq!(end(&status(&fixture)).message, None);
+}
