@@ -198,21 +198,15 @@ impl Kernel {
         found: Option<&NftTable>,
         wanted: &NftTable,
     ) -> Result<bool, KernelError> {
+        let found = found.map(object::skeleton);
         let mut wanted = wanted.clone();
-        for (name, set) in &mut wanted.sets {
-            if let Some(kept) = found.and_then(|table| table.sets.get(name))
-                && kept.spec == set.spec
-            {
-                set.elements.clone_from(&kept.elements);
-            }
-        }
         // Chains that spread come and go with Services.
-        for (name, chain) in found.into_iter().flat_map(|table| &table.chains) {
+        for (name, chain) in found.iter().flat_map(|table| &table.chains) {
             if Spread::from_chain(name, ipv6).is_some() {
                 wanted.chains.insert(name.clone(), chain.clone());
             }
         }
-        let ops = nft::diff(found, Some(&wanted));
+        let ops = nft::diff(found.as_ref(), Some(&wanted));
         if ops.is_empty() {
             return Ok(false);
         }

@@ -1,11 +1,12 @@
 //! The fixed part of our nf_tables tables: chains whose number and length do not depend on Services.
-//! Every frontend is one element of the map `frontends`, whose verdict names the chain of its class.
+//! Every frontend is one element of a map from its address and port to numbers: its class and, in
+//! nftables mode, how its clients are spread. Small maps lead from those numbers to chains.
 
 use super::Protocol;
 use super::nft::{
-    BaseChain, Chain, ChainType, CmpOp, CtKey, Expr, FibResult, FibSelector, HeaderField, Hook, LookupTarget,
-    MetaKey, NatFlags, NatKind, NftTable, NumgenMode, Packed, Policy, Reg, RejectWith, Rule, Set, Value,
-    Verdict, ct_state,
+    BaseChain, Chain, ChainType, CmpOp, CtKey, DynsetOp, Element, ElementKey, Expr, FibResult, FibSelector,
+    HeaderField, Hook, LookupTarget, MetaKey, NatFlags, NatKind, NftTable, NumgenMode, Packed, Policy, Reg,
+    RejectWith, Rule, Set, Value, Verdict, ct_state,
 };
 use super::object::{SetId, Spread};
 use crate::service::cidr::Cidr;
@@ -48,8 +49,9 @@ impl Class {
         }
     }
 
-    pub fn verdict(self) -> Verdict {
-        Verdict::Goto(self.chain().to_owned())
+    /// How the class stands in the maps of frontends.
+    pub fn number(self) -> Value {
+        Value::Index(Class::ALL.iter().position(|class| *class == self).unwrap_or_default() as u32)
     }
 }
 
@@ -97,75 +99,190 @@ const AFTER_SRCNAT: i32 = 110;
 const LOCAL: u32 = 2;
 const R0: Reg = Reg(0);
 
+/// Where an element of `services` holds its parts, counted in registers from its first.
+#[derive(Clone, Copy, Debug)]
+struct ServiceData {
+    class: u8,
+    inside: u8,
+    outside: u8,
+}
+
+/// After `cluster address . protocol . port`.
+const fn service_data(ipv6: bool) -> ServiceData {
+    let class = addr_regs(ipv6) + 2;
+    ServiceData { class, inside: class + 1, outside: class + 3 }
+}
+
+const fn addr_regs(ipv6: bool) -> u8 {
+    if ipv6 { 4 } else { 1 }
+}
+
 /// The table of a family in IPVS mode, its sets empty.
 pub fn ipvs_table(config: &ChainConfig, ipv6: bool) -> NftTable {
     // IPVS takes packets that come in to the host.
-    common(config, ipv6, ("input", Hook::Input))
+    common(config, ipv6, Mode { hook: ("input", Hook::Input), frontends: SetId::Frontends, class: 0 })
 }
 
 /// The table of a family in nftables mode, its sets empty and without the chains that spread.
 pub fn nftables_table(config: &ChainConfig, ipv6: bool) -> NftTable {
-    let mut table = common(config, ipv6, ("prerouting", Hook::Prerouting));
-    for id in [SetId::Services, SetId::OutsideServices, SetId::Endpoints, SetId::LocalEndpoints] {
+    let data = service_data(ipv6);
+    let hook = ("prerouting", Hook::Prerouting);
+    let mut table = common(config, ipv6, Mode { hook, frontends: SetId::Services, class: data.class });
+    for id in [
+        SetId::Spreads,
+        SetId::Endpoints,
+        SetId::LocalEndpoints,
+        SetId::Members,
+        SetId::LocalMembers,
+        SetId::Affinity,
+    ] {
         table.sets.insert(id.name().to_owned(), Set::new(id.spec(ipv6)));
     }
     for (name, hook) in [("nat-prerouting", Hook::Prerouting), ("nat-output", Hook::Output)] {
         let base = Some(base(ChainType::Nat, hook, DSTNAT));
-        let jump = Expr::Verdict(Verdict::Jump("outside".to_owned()));
-        let rules = vec![Rule::new(vec![jump]), spread_by(SetId::Services, ipv6)];
+        // Who asks is only looked at where it matters.
+        let mut if_outside = find_service(ipv6);
+        if_outside.push(Expr::neq(Reg(data.outside), Value::Index(0)));
+        if_outside.push(Expr::Verdict(Verdict::Jump("outside".to_owned())));
+        let rules = vec![Rule::new(if_outside), spread_by(data.inside, ipv6)];
         table.chains.insert(name.to_owned(), Chain { base, rules });
     }
     let mut outside = vec![Rule::new(is_from_this_node(Expr::Verdict(Verdict::Return)))];
     outside.extend(from_pods(config, ipv6));
-    outside.push(spread_by(SetId::OutsideServices, ipv6));
+    outside.push(spread_by(data.outside, ipv6));
     table.chains.insert("outside".to_owned(), Chain { base: None, rules: outside });
     table
 }
 
-/// The rules of a chain that spreads: choose a number, look the endpoint up by it, go there.
+/// The rules of a chain that spreads: a client that is remembered goes where it went, where that is
+/// still an endpoint; another draws a number, and the endpoint is found by it.
 pub fn spread_rules(spread: &Spread) -> Vec<Rule> {
-    let ipv6 = spread.ipv6;
-    let mut exprs = Vec::new();
-    let index = load_frontend(ipv6, &mut exprs);
-    let modulus = spread.count;
-    if spread.sticky {
-        let len = if ipv6 { 16 } else { 4 };
-        exprs.push(Expr::load(HeaderField::saddr(ipv6), index));
-        exprs.push(Expr::Jhash { src: index, len, modulus, seed: 0x6c73_6872, offset: 0, dst: index });
-    } else {
-        exprs.push(Expr::Numgen { mode: NumgenMode::Random, modulus, offset: 0, dst: index });
+    match spread.sticky {
+        None => vec![choose_and_go(spread)],
+        Some(seconds) => vec![
+            go_as_remembered(spread, seconds),
+            choose_and_remember(spread, seconds),
+            choose_and_go(spread).commented("no more clients can be remembered"),
+        ],
     }
-    let set = if spread.local { SetId::LocalEndpoints } else { SetId::Endpoints };
-    exprs.push(lookup(set, LookupTarget::Data(R0)));
-    exprs.push(Expr::Nat {
-        kind: NatKind::Dnat,
-        ipv6,
-        addr: Some(R0),
-        port: Some(R0.after(if ipv6 { 16 } else { 4 })),
-        flags: NatFlags::default(),
-    });
-    vec![Rule::new(exprs)]
 }
 
-fn spread_by(set: SetId, ipv6: bool) -> Rule {
+/// Load the frontend's service port from `at` on and choose one of its endpoints; returns where the
+/// endpoint's address is.
+fn choose(spread: &Spread, at: Reg) -> (Vec<Expr>, Reg) {
+    let ipv6 = spread.ipv6;
     let mut exprs = Vec::new();
-    load_frontend(ipv6, &mut exprs);
-    exprs.push(lookup(set, LookupTarget::Verdict));
+    load_frontend_at(at, ipv6, &mut exprs);
+    exprs.push(lookup_at(at, SetId::Services, LookupTarget::Data(at)));
+    let index = Reg(at.0 + service_data(ipv6).class);
+    exprs.push(Expr::Numgen { mode: NumgenMode::Random, modulus: spread.count, offset: 0, dst: index });
+    let set = if spread.local { SetId::LocalEndpoints } else { SetId::Endpoints };
+    let chosen = Reg(index.0 + 1);
+    exprs.push(lookup_at(at, set, LookupTarget::Data(chosen)));
+    (exprs, chosen)
+}
+
+fn choose_and_go(spread: &Spread) -> Rule {
+    let (mut exprs, chosen) = choose(spread, R0);
+    exprs.push(translate_to(chosen, spread.ipv6));
     Rule::new(exprs)
 }
 
-fn common(config: &ChainConfig, ipv6: bool, (incoming, hook): (&str, Hook)) -> NftTable {
+/// Where a remembered endpoint is gone its entry is replaced: an update alone would keep it.
+fn choose_and_remember(spread: &Spread, seconds: u32) -> Rule {
+    let ipv6 = spread.ipv6;
+    let (mut exprs, chosen) = choose(spread, Reg(addr_regs(ipv6)));
+    exprs.push(Expr::load(HeaderField::saddr(ipv6), R0));
+    exprs.push(remember(DynsetOp::Delete, chosen, seconds));
+    exprs.push(remember(DynsetOp::Update, chosen, seconds));
+    exprs.push(translate_to(chosen, ipv6));
+    Rule::new(exprs)
+}
+
+/// Every new connection starts the client's time again.
+fn go_as_remembered(spread: &Spread, seconds: u32) -> Rule {
+    let ipv6 = spread.ipv6;
+    let service = Reg(addr_regs(ipv6));
+    let mut exprs = Vec::new();
+    load_frontend_at(service, ipv6, &mut exprs);
+    exprs.push(lookup_at(service, SetId::Services, LookupTarget::Data(service)));
+    exprs.push(Expr::load(HeaderField::saddr(ipv6), R0));
+    // Right behind `client . service port`, over the class and what follows it.
+    let endpoint = Reg(service.0 + service_data(ipv6).class);
+    exprs.push(lookup_at(R0, SetId::Affinity, LookupTarget::Data(endpoint)));
+    let members = if spread.local { SetId::LocalMembers } else { SetId::Members };
+    exprs.push(lookup_at(service, members, LookupTarget::Hit));
+    exprs.push(remember(DynsetOp::Update, endpoint, seconds));
+    exprs.push(translate_to(endpoint, ipv6));
+    Rule::new(exprs)
+}
+
+fn remember(op: DynsetOp, endpoint: Reg, seconds: u32) -> Expr {
+    Expr::Dynset {
+        set: SetId::Affinity.name().to_owned(),
+        op,
+        key: R0,
+        data: Some(endpoint),
+        timeout_ms: Some(u64::from(seconds) * 1000),
+    }
+}
+
+fn translate_to(addr: Reg, ipv6: bool) -> Expr {
+    Expr::Nat {
+        kind: NatKind::Dnat,
+        ipv6,
+        addr: Some(addr),
+        port: Some(Reg(addr.0 + addr_regs(ipv6))),
+        flags: NatFlags::default(),
+    }
+}
+
+/// Load a packet's frontend and replace it by what `services` has of it; ends the rule where there is none.
+fn find_service(ipv6: bool) -> Vec<Expr> {
+    let mut exprs = Vec::new();
+    load_frontend(ipv6, &mut exprs);
+    exprs.push(lookup(SetId::Services, LookupTarget::Data(R0)));
+    exprs
+}
+
+/// Go to the chain that the part at `part` of a service names.
+fn spread_by(part: u8, ipv6: bool) -> Rule {
+    let mut exprs = find_service(ipv6);
+    exprs.push(lookup_at(Reg(part), SetId::Spreads, LookupTarget::Verdict));
+    Rule::new(exprs)
+}
+
+/// What differs between the modes in the common part.
+#[derive(Clone, Copy)]
+struct Mode {
+    /// Where incoming packets are met.
+    hook: (&'static str, Hook),
+    /// The map of frontends.
+    frontends: SetId,
+    /// Where its elements hold the class.
+    class: u8,
+}
+
+fn common(config: &ChainConfig, ipv6: bool, mode: Mode) -> NftTable {
     let mut table = NftTable::default();
-    for id in [SetId::Frontends, SetId::ServiceIps, SetId::Restricted, SetId::Allowed, SetId::Hairpin] {
+    for id in [mode.frontends, SetId::ServiceIps, SetId::Restricted, SetId::Allowed, SetId::Hairpin] {
         table.sets.insert(id.name().to_owned(), Set::new(id.spec(ipv6)));
     }
+    let mut classes = Set::new(SetId::Classes.spec(ipv6));
+    for class in Class::ALL {
+        let to = Verdict::Goto(class.chain().to_owned());
+        let element = Element::verdict(ElementKey::of(&[class.number()]), to);
+        classes.elements.insert(element.key, element.value);
+    }
+    table.sets.insert(SetId::Classes.name().to_owned(), classes);
+    let (incoming, hook) = mode.hook;
     let mut add = |name: &str, base: Option<BaseChain>, rules: Vec<Rule>| {
         table.chains.insert(name.to_owned(), Chain { base, rules });
     };
     let filter = |hook, priority| Some(base(ChainType::Filter, hook, priority));
     add(incoming, filter(hook, BEFORE_IPVS), vec![new_connections_to("services")]);
     add("output", filter(Hook::Output, BEFORE_IPVS), vec![new_connections_to("services")]);
-    add("services", None, services(ipv6));
+    add("services", None, services(mode, ipv6));
     add("mark", None, vec![mark(config.masquerade_mark)]);
     for class in Class::ALL {
         add(class.chain(), None, class_rules(class, config, ipv6));
@@ -194,19 +311,27 @@ fn new_connections_to(chain: &str) -> Rule {
 
 /// Load `destination . protocol . port` from the first register on; returns the next free one.
 fn load_frontend(ipv6: bool, exprs: &mut Vec<Expr>) -> Reg {
-    let proto = R0.after(if ipv6 { 16 } else { 4 });
+    load_frontend_at(R0, ipv6, exprs)
+}
+
+fn load_frontend_at(at: Reg, ipv6: bool, exprs: &mut Vec<Expr>) -> Reg {
+    let proto = at.after(if ipv6 { 16 } else { 4 });
     let port = proto.after(1);
-    exprs.push(Expr::load(HeaderField::daddr(ipv6), R0));
+    exprs.push(Expr::load(HeaderField::daddr(ipv6), at));
     exprs.push(Expr::meta(MetaKey::L4Proto, proto));
     exprs.push(Expr::load(HeaderField::Dport, port));
     port.after(2)
 }
 
 fn lookup(set: SetId, target: LookupTarget) -> Expr {
-    Expr::Lookup { set: set.name().to_owned(), src: R0, target }
+    lookup_at(R0, set, target)
 }
 
-fn services(ipv6: bool) -> Vec<Rule> {
+fn lookup_at(src: Reg, set: SetId, target: LookupTarget) -> Expr {
+    Expr::Lookup { set: set.name().to_owned(), src, target }
+}
+
+fn services(mode: Mode, ipv6: bool) -> Vec<Rule> {
     let mut restricted = Vec::new();
     let source = load_frontend(ipv6, &mut restricted);
     restricted.push(lookup(SetId::Restricted, LookupTarget::Hit));
@@ -215,7 +340,8 @@ fn services(ipv6: bool) -> Vec<Rule> {
     restricted.push(Expr::Verdict(Verdict::Drop));
     let mut classes = Vec::new();
     load_frontend(ipv6, &mut classes);
-    classes.push(lookup(SetId::Frontends, LookupTarget::Verdict));
+    classes.push(lookup(mode.frontends, LookupTarget::Data(R0)));
+    classes.push(lookup_at(Reg(mode.class), SetId::Classes, LookupTarget::Verdict));
     let unknown = vec![
         Expr::load(HeaderField::daddr(ipv6), R0),
         lookup(SetId::ServiceIps, LookupTarget::Hit),

@@ -95,7 +95,20 @@ impl Desired {
             claims.iter().for_each(|claim| self.hold(*claim, after));
             dirty.extend(claims);
         }
+        if let Some(state) = after.or(before) {
+            self.add_rivals(&state.spec.id, &mut dirty);
+        }
         dirty
+    }
+
+    /// Who loses or wins the endpoints of a contested cluster address has all its frontends turned.
+    fn add_rivals(&self, changed: &PortId, dirty: &mut BTreeSet<Claim>) {
+        let backends = dirty.iter().filter(|claim| matches!(claim, Claim::Backends { .. }));
+        let holders = backends.filter_map(|claim| self.claims.get(claim)).flatten();
+        let rivals: Vec<_> = holders.filter(|held| held.spec.id != *changed).cloned().collect();
+        for rival in rivals {
+            dirty.extend(self.back_end.claims(&rival, &self.node));
+        }
     }
 
     /// The node's addresses changed: every claim is made again. Returns all that were or are.
@@ -138,8 +151,24 @@ impl Desired {
         let winner = self.claims.get(claim).and_then(|holders| holders.first());
         winner.map_or_else(Objects::new, |state| match self.back_end {
             BackEnd::Ipvs { scheduler } => render_ipvs::objects(claim, state, &self.node, scheduler),
-            BackEnd::Nftables => render_nft::objects(claim, state, &self.node),
+            BackEnd::Nftables => self.nftables_objects(claim, state),
         })
+    }
+
+    /// Frontends find their endpoints by the cluster address: whose cluster address another has, in spite of
+    /// the API server, has no endpoints.
+    fn nftables_objects(&self, claim: &Claim, state: &Arc<ServicePortState>) -> Objects {
+        let rules = self.holder(&render_nft::backends_claim(state));
+        if !matches!(claim, Claim::Frontend { .. }) || rules.is_none_or(|holder| Arc::ptr_eq(holder, state)) {
+            return render_nft::objects(claim, state, &self.node);
+        }
+        let without = ServicePortState {
+            spec: state.spec.clone(),
+            cluster: Box::default(),
+            local: Box::default(),
+            has_any: false,
+        };
+        render_nft::objects(claim, &without, &self.node)
     }
 
     pub fn urgency(&self, claim: &Claim) -> Urgency {

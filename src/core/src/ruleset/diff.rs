@@ -8,6 +8,7 @@ use super::Protocol;
 use super::desired::{Desired, Urgency};
 use super::ipvs::{IpvsOp, RealServer, RealServerKey, VirtualServerKey};
 use super::object::{Claim, ObjectKey, ObjectValue, Objects, SetId};
+use super::places;
 
 /// What is done to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +109,8 @@ impl Applied {
 
     /// Replace what is believed of one claim by what a look into the kernel showed.
     pub fn replace(&mut self, claim: Claim, objects: Objects) {
-        let keys: Vec<ObjectKey> = self.claims.remove(&claim).unwrap_or_default().into_keys().collect();
+        let before = self.claims.remove(&claim).unwrap_or_default();
+        let keys: Vec<ObjectKey> = before.into_iter().map(|(key, _)| key).collect();
         self.count -= keys.len();
         keys.iter().for_each(|key| self.forget_draining(key));
         for (key, value) in objects {
@@ -126,6 +128,13 @@ impl Applied {
 
     pub fn get(&self, key: &ObjectKey) -> Option<&ObjectValue> {
         self.claims.get(&key.claim()?)?.get(key)
+    }
+
+    /// The same with the endpoints of every service port numbered by address: what two histories with
+    /// one end have in common.
+    pub fn in_order(&self) -> Applied {
+        let claims = self.claims.iter().map(|(claim, objects)| (*claim, places::in_order(objects)));
+        Applied { claims: claims.collect(), draining: self.draining.clone(), count: self.count }
     }
 
     /// How many kernel objects there are.
@@ -162,7 +171,7 @@ impl Applied {
             let reals = objects.keys().filter(|key| matches!(key, ObjectKey::Real(of, _) if of == server));
             gone.extend(reals.cloned().collect::<Vec<_>>());
         }
-        self.count -= gone.iter().filter(|key| objects.remove(*key).is_some()).count();
+        self.count -= gone.iter().filter(|key| objects.remove(key).is_some()).count();
         if objects.is_empty() {
             self.claims.remove(&claim);
         }
@@ -187,8 +196,11 @@ pub fn plan(
     let nothing = Objects::new();
     let mut ops = Vec::new();
     for claim in claims {
-        let want = desired.objects(&claim);
         let have = applied.objects(&claim).unwrap_or(&nothing);
+        let want = match claim {
+            Claim::Backends { .. } => places::keep(desired.objects(&claim), have),
+            _ => desired.objects(&claim),
+        };
         let urgency = desired.urgency(&claim);
         let hosted =
             matches!(claim, Claim::Frontend { addr, .. } if desired.node().host_addresses.contains(&addr));
@@ -208,14 +220,14 @@ fn differences(
     drained: &dyn Fn(&VirtualServerKey, &RealServerKey) -> bool,
 ) -> Vec<(ObjectKey, Change)> {
     let mut found = Vec::new();
-    for (key, value) in want {
+    for (key, value) in want.iter() {
         match have.get(key) {
             None => found.push((key.clone(), Change::Add(value.clone()))),
             Some(old) if old != value => found.push((key.clone(), Change::Set(value.clone()))),
             Some(_) => {}
         }
     }
-    for (key, value) in have.iter().filter(|(key, _)| !want.contains_key(*key)) {
+    for (key, value) in have.iter().filter(|(key, _)| !want.contains_key(key)) {
         match (key, value) {
             (ObjectKey::Real(server, real), ObjectValue::Real(settings)) => {
                 // Gone with its virtual server.
@@ -253,10 +265,9 @@ fn order(key: &ObjectKey, change: &Change, hosted: bool) -> (bool, u8) {
         (ObjectKey::Server(_), Change::Remove) => (true, 2),
         // The kernel takes no range that overlaps another: the old one goes in the batch of the new one.
         (ObjectKey::Element { set: SetId::Allowed, .. }, Change::Remove) => (false, 1),
-        // What leads to an endpoint or chain goes before it.
-        (ObjectKey::Element { set: SetId::Endpoints | SetId::LocalEndpoints, .. }, Change::Remove) => {
-            (true, 4)
-        }
+        // What leads to an endpoint or chain goes before it, and comes after it.
+        (ObjectKey::Element { set: SetId::Services, .. }, Change::Add(_) | Change::Set(_)) => (false, 4),
+        (ObjectKey::Element { set, .. }, Change::Remove) if is_led_to(*set) => (true, 4),
         (ObjectKey::Element { .. }, Change::Remove) => (true, 3),
         (ObjectKey::Spread(_), Change::Remove) => (true, 5),
         (ObjectKey::Spread(_), _) => (false, 0),
@@ -268,6 +279,14 @@ fn order(key: &ObjectKey, change: &Change, hosted: bool) -> (bool, u8) {
         (ObjectKey::Element { .. }, Change::Set(_)) => (false, 4),
         (ObjectKey::Address(_), _) => (false, 5),
     }
+}
+
+/// Whether elements of the set are found by numbers in `services`.
+fn is_led_to(set: SetId) -> bool {
+    matches!(
+        set,
+        SetId::Spreads | SetId::Endpoints | SetId::LocalEndpoints | SetId::Members | SetId::LocalMembers
+    )
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod model;
 pub mod nft;
 pub mod node;
 pub mod object;
+mod places;
 pub mod render_ipvs;
 pub mod render_nft;
 pub mod trace;

@@ -324,8 +324,8 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// The longest concatenation in use: two IPv6 addresses, protocol and port. The kernel takes 64.
-    pub const MAX_LEN: usize = 40;
+    /// The longest concatenation in use: two IPv6 addresses, protocol and two ports. The kernel takes 64.
+    pub const MAX_LEN: usize = 44;
 
     /// Several values side by side, as a concatenated key has them.
     ///

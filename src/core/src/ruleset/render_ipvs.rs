@@ -65,16 +65,17 @@ pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork, sche
         Claim::Frontend { addr, port, protocol } => {
             let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
             if let Some((kind, ..)) = found {
+                add_class(&mut objects, (*addr, *port, *protocol), class(state, kind));
                 let key = VirtualServerKey::new(*addr, *port, *protocol);
                 add_frontend(&mut objects, (key, kind), state, scheduler);
             }
         }
-        Claim::Hairpin(_) | Claim::Spread(_) => {}
+        Claim::Hairpin(_) | Claim::Spread(_) | Claim::Backends { .. } => {}
     }
     objects
 }
 
-/// The elements that IPVS and nftables mode have in common: what happens before an endpoint is chosen.
+/// The elements that IPVS and nftables mode have in common: who may come, and who meets itself.
 pub(super) fn shared_objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork) -> Objects {
     let mut objects = Objects::new();
     match claim {
@@ -87,14 +88,12 @@ pub(super) fn shared_objects(claim: &Claim, state: &ServicePortState, node: &Nod
         }
         Claim::Frontend { addr, port, protocol } => {
             let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
-            if let Some((kind, ..)) = found {
-                add_class(&mut objects, (*addr, *port, *protocol), class(state, kind));
-                if kind == FrontendKind::LoadBalancer && !state.spec.source_ranges.is_empty() {
-                    add_source_ranges(&mut objects, (*addr, *port, *protocol), state, node);
-                }
+            let balancer = found.is_some_and(|(kind, ..)| kind == FrontendKind::LoadBalancer);
+            if balancer && !state.spec.source_ranges.is_empty() {
+                add_source_ranges(&mut objects, (*addr, *port, *protocol), state, node);
             }
         }
-        Claim::Spread(_) => {}
+        Claim::Spread(_) | Claim::Backends { .. } => {}
     }
     objects
 }
@@ -146,12 +145,12 @@ fn add_frontend(
     }
 }
 
-fn frontend_key((addr, port, protocol): (IpAddr, u16, Protocol)) -> [Value; 3] {
+pub(super) fn frontend_key((addr, port, protocol): (IpAddr, u16, Protocol)) -> [Value; 3] {
     [Value::Addr(addr), Value::Proto(protocol.number()), Value::Port(port)]
 }
 
 fn add_class(objects: &mut Objects, at: (IpAddr, u16, Protocol), class: Class) {
-    let element = Element::verdict(ElementKey::of(&frontend_key(at)), class.verdict());
+    let element = Element::fields(ElementKey::of(&frontend_key(at)), &[class.number()]);
     let key = ObjectKey::Element { set: SetId::Frontends, ipv6: at.0.is_ipv6(), key: element.key };
     objects.insert(key, ObjectValue::Element(element.value));
 }

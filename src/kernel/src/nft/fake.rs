@@ -96,7 +96,12 @@ impl Nft for FakeNft {
 
     async fn dump(&self, key: &TableKey) -> Result<NftDump, NftError> {
         let inner = self.read(&format!("table {key}"))?;
-        let table = inner.ruleset.tables.get(key).cloned();
+        let mut table = inner.ruleset.tables.get(key).cloned();
+        for set in table.iter_mut().flat_map(|table| table.sets.values_mut()) {
+            if set.spec.flags.dynamic {
+                set.elements.clear();
+            }
+        }
         let mut rule_counters = BTreeMap::new();
         for (name, chain) in table.iter().flat_map(|table| &table.chains) {
             for (index, rule) in chain.rules.iter().enumerate() {

@@ -139,7 +139,8 @@ pub trait Nft: Send + Sync {
     /// since; that is for the first batch after a dump, not for every change.
     async fn apply(&self, batch: &NftBatch, generation: Option<u32>) -> Result<(), NftError>;
 
-    /// Read a table back. For adoption and audits: its cost grows with the table.
+    /// Read a table back, without what packets put into its dynamic sets. For adoption and audits: its
+    /// cost grows with the table.
     async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError>;
 
     /// The tables there are, whoever made them.

@@ -248,7 +248,11 @@ fn dump(socket: &mut NetlinkSocket, key: &TableKey, generation: u32) -> Result<N
         in_chain.rules.push(rule);
     }
     for (name, spec) in sets(socket, key)? {
-        let elements = elements(socket, key, &name, &spec)?;
+        // What packets put into a set comes and goes, and can be more than all the rest.
+        let elements = match spec.flags.dynamic {
+            true => BTreeMap::new(),
+            false => elements(socket, key, &name, &spec)?,
+        };
         table.sets.insert(name, Set { elements, ..Set::new(spec) });
     }
     for (name, figures) in

@@ -364,9 +364,12 @@ impl Engine {
             served.link = Some(link);
             self.mode = Mode::Serving(served.clone());
         }
-        let dump = self.read(&served).await?;
+        let mut dump = self.read(&served).await?;
         let rewritten = self.ensure_chains(&served, &dump).await?;
         self.counters.drift += rewritten;
+        if rewritten > 0 {
+            dump = self.read(&served).await?;
+        }
         let seen = Applied::adopt(dump.objects);
         let claims: BTreeSet<Claim> =
             seen.claims().chain(self.applied.claims()).map(|(claim, _)| *claim).collect();

@@ -61,8 +61,11 @@ impl Engine {
             }
         };
         let served = Served { kernel, back_end, link, reason };
-        let dump = self.read(&served).await?;
-        self.ensure_chains(&served, &dump).await?;
+        let mut dump = self.read(&served).await?;
+        if self.ensure_chains(&served, &dump).await? > 0 {
+            // A set of another shape was made anew, without what it held.
+            dump = self.read(&served).await?;
+        }
         self.refresh_network(&served).await?;
         self.remember_udp(&dump.objects);
         self.applied = Applied::adopt(dump.objects);

@@ -152,7 +152,7 @@ fn packed_fields_read_back() {
     assert_eq!(packed.values(&types).as_deref(), Some(&values[..]));
     assert_eq!(Packed::of(&[Value::Port(443)]).as_bytes(), [1, 187], "a field alone is not padded");
     assert_eq!(packed.values(&types[1..]), None);
-    assert_eq!(Packed::from_bytes(&[0; 41]), None);
+    assert_eq!(Packed::from_bytes(&[0; Packed::MAX_LEN + 1]), None);
 }
 
 /// A small world in which chains, sets, elements and rules refer to each other at random, always to

@@ -169,7 +169,7 @@ impl<'a> Machine<'a> {
             }
             Expr::Lookup { set, src, target } => return self.lookup(set, *src, *target).ok_or_else(unknown),
             Expr::Verdict(verdict) => Some(follow(verdict)),
-            Expr::Numgen { modulus, dst, .. } | Expr::Jhash { modulus, dst, .. } => {
+            Expr::Numgen { modulus, dst, .. } => {
                 self.choices = *modulus;
                 self.load(*dst, &(self.choice % (*modulus).max(1)).to_ne_bytes());
                 None
@@ -178,6 +178,8 @@ impl<'a> Machine<'a> {
                 let to = self.socket_address(*ipv6, *addr, *port).ok_or_else(unknown)?;
                 Some(Flow::End(Outcome::Translated(to)))
             }
+            // Every packet here is of a client that was never seen, and is forgotten again.
+            Expr::Dynset { .. } => None,
             Expr::Masquerade { .. } => Some(Flow::End(Outcome::Masqueraded)),
             Expr::Reject(_) => Some(Flow::End(Outcome::Rejected)),
             _ => return Err(unknown()),
@@ -238,6 +240,10 @@ impl<'a> Machine<'a> {
     }
 
     fn find(&self, set: SetId, ipv6: bool, key: Packed) -> Option<ElementValue> {
+        if !set.holds_objects() {
+            let fixed = self.rules.table.sets.get(set.name())?;
+            return fixed.elements.get(&ElementKey { start: key, end: None }).cloned();
+        }
         let exact = ObjectKey::Element { set, ipv6, key: ElementKey { start: key, end: None } };
         if let Some(ObjectValue::Element(value)) = self.rules.applied.get(&exact) {
             return Some(value.clone());

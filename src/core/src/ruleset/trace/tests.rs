@@ -216,8 +216,45 @@ fn nftables_mode_tells_clients_apart_where_ipvs_cannot() {
             (OUTSIDE, "192.168.0.1:22", "host"),
         ],
     );
-    assert_eq!(world.remove_service("web").settle(true).len(), 13);
+    let held = world.applied.len();
+    assert_eq!(world.remove_service("web").settle(true).len(), held);
     assert!(world.applied.is_empty(), "{:?}", world.applied);
+}
+
+#[test]
+fn nftables_mode_takes_no_more_than_the_port_of_an_address_that_is_not_the_cluster_s() {
+    let mut world = World::nftables(chain_config());
+    // An external address may be another node's: what else it serves must stay in reach.
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "externalIPs": ["192.168.0.2"], "ports": [{"name": "p", "port": 80}]});
+    world.service("web", spec, &["198.51.100.1"]).endpoints("web", &["10.244.1.1 n1"]).settle(true);
+    check(
+        &world,
+        &[
+            (POD, "192.168.0.2:80", "10.244.1.1:8080*"),
+            (POD, "192.168.0.2:22", "forwarded"),
+            (OUTSIDE, "198.51.100.1:443", "forwarded"),
+            (POD, "10.96.0.1:22", "rejected"),
+        ],
+    );
+}
+
+#[test]
+fn who_has_lost_its_cluster_address_to_another_does_not_lead_to_the_other_s_endpoints() {
+    let mut world = World::nftables(chain_config());
+    let spec = |port: u16| json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80, "nodePort": port}]});
+    world.service("a", spec(30080), &[]).endpoints("a", &["10.244.1.1 n1"]);
+    world.service("b", spec(30081), &[]).endpoints("b", &["10.244.1.2 n1"]).settle(true);
+    check(
+        &world,
+        &[(OUTSIDE, "192.168.0.1:30080", "10.244.1.1:8080*"), (OUTSIDE, "192.168.0.1:30081", "rejected")],
+    );
+    world.remove_service("a").settle(true);
+    check(
+        &world,
+        &[(POD, "10.96.0.1:80", "10.244.1.2:8080"), (OUTSIDE, "192.168.0.1:30081", "10.244.1.2:8080*")],
+    );
+    world.service("a", spec(30080), &[]).settle(true);
+    check(&world, &[(POD, "10.96.0.1:80", "10.244.1.1:8080"), (OUTSIDE, "192.168.0.1:30081", "rejected")]);
 }
 
 /// What eligibility says for a frontend, in the words of a trace.
