@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ruleset::Protocol;
 use crate::ruleset::model::ServicePortState;
 use crate::ruleset::render_ipvs::{self, NodeNetwork};
@@ -74,6 +76,42 @@ impl UdpFrontends {
     }
 }
 
+/// How a tracked flow to a Service's address stands, whatever its protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowStanding {
+    /// It goes to an endpoint that may answer.
+    Good,
+    /// It goes to an endpoint that is gone.
+    EndpointGone,
+    /// It was never sent to an endpoint, and now there are some.
+    NeverTranslated,
+}
+
+impl FlowStanding {
+    /// How a flow to a frontend with these endpoints stands.
+    pub fn of(flow: &Flow, endpoints: &[SocketAddr]) -> FlowStanding {
+        match (flow.is_translated(), endpoints.contains(&flow.answers)) {
+            (true, false) => FlowStanding::EndpointGone,
+            (false, _) if !endpoints.is_empty() => FlowStanding::NeverTranslated,
+            _ => FlowStanding::Good,
+        }
+    }
+
+    pub fn is_stale(self) -> bool {
+        self != FlowStanding::Good
+    }
+
+    /// In words, as `conntrack` prints it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            FlowStanding::Good => "good",
+            FlowStanding::EndpointGone => "endpoint gone",
+            FlowStanding::NeverTranslated => "untranslated",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -97,6 +135,21 @@ mod tests {
         frontends.was_served("10.96.0.10:53".parse().unwrap());
         world.table.ports().for_each(|state| frontends.serve(state, &network()));
         frontends
+    }
+
+    #[test]
+    fn a_flow_stands_by_who_answers_it() {
+        let endpoints = ["10.244.1.1:8053".parse().unwrap()];
+        let cases = [
+            (flow("10.96.0.10:53", "10.244.1.1:8053"), &endpoints[..], FlowStanding::Good),
+            (flow("10.96.0.10:53", "10.244.3.1:8053"), &endpoints, FlowStanding::EndpointGone),
+            (flow("10.96.0.10:53", "10.244.3.1:8053"), &[], FlowStanding::EndpointGone),
+            (flow("10.96.0.10:53", "10.96.0.10:53"), &endpoints, FlowStanding::NeverTranslated),
+            (flow("10.96.0.10:53", "10.96.0.10:53"), &[], FlowStanding::Good),
+        ];
+        for (flow, endpoints, want) in cases {
+            assert_eq!(FlowStanding::of(&flow, endpoints), want, "{flow:?} {endpoints:?}");
+        }
     }
 
     #[test]

@@ -140,12 +140,18 @@ fn find<'a>(facts: Facts<'a>, query: &Query) -> Option<(&'a Arc<ServicePortState
     all.find(|(_, at, number)| *at == addr && *number == port).map(|(kind, ..)| (state, kind))
 }
 
-/// The policy as this client meets it: with external policy Local, the node and its pods get all
-/// endpoints where this node has none.
-fn effective_policy(state: &ServicePortState, kind: FrontendKind, query: &Query) -> TrafficPolicy {
+/// The policy as this client meets it: with external policy Local the node and its pods get all
+/// endpoints. A virtual server cannot tell clients apart, so in IPVS mode only where this node has none.
+fn effective_policy(
+    facts: Facts<'_>,
+    state: &ServicePortState,
+    kind: FrontendKind,
+    query: &Query,
+) -> TrafficPolicy {
     let inside = kind.is_external() && query.origin != Origin::Outside;
+    let one_list = matches!(facts.desired.back_end(), BackEnd::Ipvs { .. });
     match state.policy(kind) {
-        TrafficPolicy::Local if inside && state.local.is_empty() => TrafficPolicy::Cluster,
+        TrafficPolicy::Local if inside && (!one_list || state.local.is_empty()) => TrafficPolicy::Cluster,
         policy => policy,
     }
 }
@@ -156,7 +162,7 @@ fn candidates(
     state: &ServicePortState,
     kind: FrontendKind,
 ) -> Vec<Candidate> {
-    let policy = effective_policy(state, kind, query);
+    let policy = effective_policy(facts, state, kind, query);
     let (endpoints, decision) = facts.table.candidates(&state.spec);
     let server = VirtualServerKey::new(query.dst.ip(), query.dst.port(), query.protocol);
     let weight = |addr: SocketAddr| {
@@ -183,10 +189,7 @@ fn candidates(
 
 fn fate(facts: Facts<'_>, query: &Query, found: Option<&(&Arc<ServicePortState>, FrontendKind)>) -> Fate {
     let packet = Packet { origin: query.origin, src: query.src, dst: query.dst, protocol: query.protocol };
-    let traced = facts.rules.map(|rules| match facts.desired.back_end() {
-        BackEnd::Ipvs { .. } => trace::ipvs(rules, &packet),
-        BackEnd::Nftables => trace::nftables(rules, &packet),
-    });
+    let traced = facts.rules.map(|rules| trace::packet(facts.desired.back_end(), rules, &packet));
     if let Some(Ok(fate)) = traced {
         return fate;
     }

@@ -1,8 +1,10 @@
 //! The command line's grammar: every command with its options, and help that teaches by example.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use longshore_core::service::cidr::Cidr;
 
 use crate::output::Format;
 
@@ -169,11 +171,30 @@ The exit code is the command's own.")]
         #[command(flatten)]
         at: Where,
     },
-    /// Services: list them, see the dataplane, explain an address
+    /// Services: list them, explain an address, compare with the kernel, trace a flow, render rules
     #[command(visible_alias = "service")]
     Svc {
         #[command(subcommand)]
         command: SvcCommand,
+    },
+    /// Show the tracked flows to Services, or those that lead to endpoints that are gone
+    #[command(
+        after_help = "Exit code 1 where --stale finds any. Stale UDP flows are forgotten by the agent itself; TCP ones
+end with their connections.
+
+Examples:
+  longshore conntrack               flows to Services, with who answers them
+  longshore conntrack --stale       only those whose endpoint is gone
+  longshore conntrack -o json | jq 'group_by(.endpoint) | map({(.[0].endpoint): length}) | add'"
+    )]
+    Conntrack {
+        /// Only flows whose endpoint is gone
+        #[arg(long)]
+        stale: bool,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
     },
     /// Check that this node can run pods, and say what mends each fault
     #[command(after_help = "Exit code 1 where a check failed.
@@ -242,6 +263,109 @@ Examples:
         #[command(flatten)]
         at: Where,
     },
+    /// Compare what is wanted with what the kernel holds now
+    #[command(
+        after_help = "The agent reads the kernel anew. Nothing is changed without --repair, and then only the agent's own
+objects. Exit code 1 while something differs.
+
+Examples:
+  longshore svc diff              what is missing, different or too much
+  longshore svc diff --repair     bring the kernel back, then compare again
+  longshore svc diff -o json | jq '.differences[].object'"
+    )]
+    Diff {
+        /// Ask the agent to bring the kernel back to what is wanted
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Print the rules that manifests come to, without a kernel or an agent
+    #[command(
+        after_help = "Services and EndpointSlices are taken from the files; what is not served is named on stderr and makes
+the exit code 1.
+
+Examples:
+  longshore svc render -f web.yaml                         nf_tables, as nft shows it
+  longshore svc render -f web.yaml --mode ipvs             virtual servers as ipvsadm -R reads them
+  kubectl get svc,endpointslice -A -o yaml | longshore svc render -f - --node-name $(hostname)
+  longshore svc render -f web.yaml -o json | jq length     how many kernel objects"
+    )]
+    Render {
+        #[command(flatten)]
+        options: RenderOptions,
+        #[command(flatten)]
+        out: Out,
+    },
+    /// Send one flow to a Service, or wait for one, and show what the kernel made of it
+    #[command(
+        after_help = "Opens a TCP connection (or sends one byte by UDP) and shows the connection tracker's entry, the endpoint
+that was chosen and how it ended. Exit code 1 where nobody answered, or another than was explained.
+
+Examples:
+  longshore svc trace web                             from some pod of this node
+  longshore svc trace 10.96.0.10:53 --protocol udp --from pod/web
+  longshore svc trace 10.0.0.5:30080 --from node
+  longshore svc trace shop/web:8080 --watch --timeout 60   wait for a client's flow"
+    )]
+    Trace {
+        /// IP:PORT, or a Service: NAME, NAMESPACE/NAME, either with :PORT
+        to: String,
+        /// Who sends: a pod, its address, or `node`; else some pod of this node
+        #[arg(long, value_name = "POD|IP|node")]
+        from: Option<String>,
+        /// Protocol of the flow
+        #[arg(long, value_parser = ["tcp", "udp", "sctp"], default_value = "tcp")]
+        protocol: String,
+        /// Send nothing, wait for somebody else's flow
+        #[arg(long)]
+        watch: bool,
+        /// Seconds to wait for an answer, or for a flow
+        #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+        timeout: u64,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+/// In which form `svc render` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RenderMode {
+    Nftables,
+    Ipvs,
+}
+
+/// What `svc render` works from.
+#[derive(Args, Clone, Debug)]
+pub struct RenderOptions {
+    /// File with Services and EndpointSlices; `-` is stdin
+    #[arg(short = 'f', long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Back end
+    #[arg(long, value_enum, default_value = "nftables")]
+    pub mode: RenderMode,
+    /// The node, for endpoints on it; else this host's name
+    #[arg(long, value_name = "NAME", default_value_t = crate::svc::render::host_name())]
+    pub node_name: String,
+    /// The node's zone, for topology hints
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// An address node ports are served on
+    #[arg(long, value_name = "IP", default_value = "192.0.2.1")]
+    pub node_ip: Vec<IpAddr>,
+    /// Where pods' addresses come from; without it sources are told by nothing
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Vec<Cidr>,
+    /// Where Services without an address get one
+    #[arg(long, value_name = "CIDR", default_value = "10.96.0.0/12")]
+    pub service_cidr: Vec<Cidr>,
+    /// Rewrite the source of everything that goes to a cluster address
+    #[arg(long)]
+    pub masquerade_all: bool,
 }
 
 /// Which lines `logs` shows, and how.

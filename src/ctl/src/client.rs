@@ -1,4 +1,4 @@
-//! The admin socket's client: one GET per call, JSON in, bounded. It knows when the daemon is down,
+//! The admin socket's client: one request per call, JSON in, bounded. It knows when the daemon is down,
 //! so that callers can read the runtime themselves.
 
 use std::io;
@@ -76,7 +76,16 @@ impl Daemon {
 
     /// Reads one view. `path` starts with `/v1/` and is already percent-encoded.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let bytes = tokio::time::timeout(DEADLINE, self.fetch(path))
+        self.ask(http::Method::GET, path).await
+    }
+
+    /// Asks the daemon to do something and reads what came of it.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(http::Method::POST, path).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: http::Method, path: &str) -> Result<T, ClientError> {
+        let bytes = tokio::time::timeout(DEADLINE, self.fetch(method, path))
             .await
             .map_err(|_| ClientError::Silent { path: self.path.clone() })??;
         serde_json::from_slice(&bytes).map_err(|error| self.garbled(&error.to_string()))
@@ -96,13 +105,15 @@ impl Daemon {
         })
     }
 
-    async fn fetch(&self, path: &str) -> Result<Bytes, ClientError> {
+    async fn fetch(&self, method: http::Method, path: &str) -> Result<Bytes, ClientError> {
         let stream = self.connect().await?;
         let garbled = |error: hyper::Error| self.garbled(&chain(&error));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(garbled)?;
         let driver = tokio::spawn(connection);
-        let request = http::Request::get(path)
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
             .header(http::header::HOST, "longshore")
             .body(Empty::<Bytes>::new())
             .map_err(|error| self.garbled(&error.to_string()))?;

@@ -4,6 +4,7 @@
 pub mod age;
 pub mod args;
 pub mod client;
+pub mod conntrack;
 pub mod describe;
 pub mod doctor;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod version;
 pub mod why;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -91,7 +93,10 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
         CtlCommand::Timeline { pod, namespace, out, at } => {
             timeline::run(&node(&at), &screen(&out), &pod_name(&pod, &namespace)?).await?;
         }
-        CtlCommand::Svc { command } => run_svc(command).await?,
+        CtlCommand::Svc { command } => return run_svc(command).await,
+        CtlCommand::Conntrack { stale, out, at } => {
+            return conntrack::run(&node(&at), &screen(&out), stale).await;
+        }
         CtlCommand::Doctor { root_dir, out, at } => {
             return doctor::run(&node(&at), &screen(&out), &root_dir).await;
         }
@@ -100,16 +105,26 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
     Ok(0)
 }
 
-async fn run_svc(command: SvcCommand) -> Result<(), CliError> {
+async fn run_svc(command: SvcCommand) -> Result<u8, CliError> {
     match command {
         SvcCommand::List { namespace, out, at } => {
-            svc::list(&node(&at), &screen(&out), namespace.namespace.as_deref()).await
+            svc::list(&node(&at), &screen(&out), namespace.namespace.as_deref()).await?;
         }
-        SvcCommand::Status { out, at } => svc::status(&node(&at), &screen(&out)).await,
+        SvcCommand::Status { out, at } => svc::status(&node(&at), &screen(&out)).await?,
         SvcCommand::Explain { to, from, protocol, out, at } => {
-            svc::explain(&node(&at), &screen(&out), &to, &protocol, from.as_deref()).await
+            svc::explain::run(&node(&at), &screen(&out), &to, &protocol, from.as_deref()).await?;
+        }
+        SvcCommand::Diff { repair, out, at } => {
+            return svc::diff::run(&node(&at), &screen(&out), repair).await;
+        }
+        SvcCommand::Render { options, out } => return svc::render::run(&screen(&out), &options),
+        SvcCommand::Trace { to, from, protocol, watch, timeout, out, at } => {
+            let timeout = Duration::from_secs(timeout);
+            let request = svc::trace::Request { to, protocol, from, watch, timeout };
+            return svc::trace::run(&node(&at), &screen(&out), &request).await;
         }
     }
+    Ok(0)
 }
 
 /// `describe pod web`, `describe pod/web`, `describe web`.

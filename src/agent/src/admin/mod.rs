@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use longshore_core::explain::{Explanation, Query};
 use longshore_core::ids::{ObjectKey, PodKey};
-use longshore_core::service::view::{DataplaneView, ServiceRow};
+use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
 use longshore_core::wire::{NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -63,6 +63,11 @@ pub trait ServiceReads: Send + Sync + 'static {
     async fn services(&self) -> Vec<ServiceRow>;
     async fn dataplane(&self) -> DataplaneView;
     async fn explain(&self, query: Query) -> Explanation;
+    async fn frontends(&self) -> Vec<FrontendView>;
+    /// What is wanted against what the kernel holds; with `repair`, after the kernel was brought back to
+    /// it. The only request that leads to a change, and one the daemon would make by itself with its
+    /// next audit.
+    async fn diff(&self, repair: bool) -> DiffView;
 }
 
 /// Everything the routes may read. A role that is off has no reads.

@@ -7,7 +7,7 @@ use axum::extract::{Path, Query as UrlQuery, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use longshore_core::explain::Query;
 use longshore_core::ids::{ObjectKey, PodKey};
@@ -19,6 +19,9 @@ use super::{AdminReads, PodReads};
 
 /// Requests carry no body so far; anything longer is a mistake or mischief.
 const MAX_BODY_BYTES: u64 = 64 * 1024;
+
+/// The one path that is asked for by POST.
+const REPAIR: &str = "/v1/dataplane/repair";
 
 /// All routes over these reads.
 pub(super) fn router(reads: AdminReads) -> Router {
@@ -33,6 +36,9 @@ pub(super) fn router(reads: AdminReads) -> Router {
         .route("/v1/why/{namespace}/{name}", get(why_pod))
         .route("/v1/services", get(services))
         .route("/v1/dataplane", get(dataplane))
+        .route("/v1/dataplane/frontends", get(frontends))
+        .route("/v1/dataplane/diff", get(diff))
+        .route(REPAIR, post(repair))
         .route("/v1/explain", get(explain))
         .route("/v1/objects/{kind}", get(objects))
         .route("/v1/objects/{kind}/{namespace}/{name}", get(object))
@@ -61,7 +67,9 @@ fn refuse(status: StatusCode, error: &str, hint: Option<&str>) -> Response {
 }
 
 async fn read_only_and_small(request: Request, next: Next) -> Response {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
+    let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+    let repairs = request.method() == Method::POST && request.uri().path() == REPAIR;
+    if !reads && !repairs {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "the admin API is read-only: use GET", None);
     }
     let length = request.headers().get(header::CONTENT_LENGTH);
@@ -152,6 +160,27 @@ async fn services(State(reads): State<AdminReads>) -> Response {
 async fn dataplane(State(reads): State<AdminReads>) -> Response {
     match &reads.services {
         Some(services) => Json(services.dataplane().await).into_response(),
+        None => proxy_role_off(),
+    }
+}
+
+async fn frontends(State(reads): State<AdminReads>) -> Response {
+    match &reads.services {
+        Some(services) => Json(services.frontends().await).into_response(),
+        None => proxy_role_off(),
+    }
+}
+
+async fn diff(State(reads): State<AdminReads>) -> Response {
+    match &reads.services {
+        Some(services) => Json(services.diff(false).await).into_response(),
+        None => proxy_role_off(),
+    }
+}
+
+async fn repair(State(reads): State<AdminReads>) -> Response {
+    match &reads.services {
+        Some(services) => Json(services.diff(true).await).into_response(),
         None => proxy_role_off(),
     }
 }

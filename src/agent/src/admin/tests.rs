@@ -125,6 +125,12 @@ impl ServiceReads for FixedReads {
             next_step: None,
         }
     }
+    async fn frontends(&self) -> Vec<FrontendView> {
+        Vec::new()
+    }
+    async fn diff(&self, repair: bool) -> DiffView {
+        DiffView { repaired: repair.then_some(3), ..DiffView::default() }
+    }
 }
 
 fn own_uid() -> PeerPolicy {
@@ -195,6 +201,9 @@ async fn each_route_answers_with_its_view() {
         ("/v1/objects/flowers", "404 Not Found", "the daemon keeps no flowers"),
         ("/v1/services", "200 OK", "[]"),
         ("/v1/dataplane", "200 OK", "\"mode\":\"ipvs\""),
+        ("/v1/dataplane/frontends", "200 OK", "[]"),
+        ("/v1/dataplane/diff", "200 OK", "\"repaired\":null"),
+        ("/v1/dataplane/repair", "405 Method Not Allowed", ""),
         ("/v1/explain?addr=10.0.0.1:80&from=pod&src=10.1.0.5", "200 OK", "\"protocol\":\"tcp\""),
         (
             "/v1/explain?addr=[fd00::1]:53&from=node&src=fd00::5&protocol=UDP",
@@ -261,6 +270,11 @@ async fn oversized_and_writing_requests_are_refused_and_the_next_one_is_served()
             "GET / HTTP/1.1\r\nHost: l\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n",
             "413",
         ),
+        (
+            "POST /v1/dataplane/repair HTTP/1.1\r\nHost: l\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            "200",
+        ),
+        ("POST /v1/pods HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n", "405"),
         ("DELETE /v1/pods HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n", "405"),
         ("not http at all\r\n\r\n", "400"),
     ];

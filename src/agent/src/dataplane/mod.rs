@@ -23,7 +23,7 @@ use longshore_core::ruleset::node::{ConntrackWish, NodePortAddresses};
 use longshore_core::service::cidr::Cidr;
 use longshore_core::service::standalone::Output;
 use longshore_core::service::types::{EndpointSlice, Service};
-use longshore_core::service::view::{DataplaneView, ServiceRow};
+use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -229,6 +229,9 @@ impl From<Output> for Change {
 enum Request {
     List(oneshot::Sender<Vec<ServiceRow>>),
     Explain(Query, oneshot::Sender<Explanation>),
+    Frontends(oneshot::Sender<Vec<FrontendView>>),
+    Diff(oneshot::Sender<DiffView>),
+    Repair(oneshot::Sender<DiffView>),
     Pending(oneshot::Sender<Vec<String>>),
     Audit(oneshot::Sender<u64>),
 }
@@ -285,7 +288,31 @@ impl DataplaneHandle {
         self.ask(|reply| Request::Explain(query, reply)).await
     }
 
-    /// Kernel changes still due, as operations in words: `svc diff`.
+    /// Every address Services are reached at.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn frontends(&self) -> Result<Vec<FrontendView>, DataplaneGone> {
+        self.ask(Request::Frontends).await
+    }
+
+    /// What is wanted against what the kernel holds, read anew: `svc diff`.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn diff(&self) -> Result<DiffView, DataplaneGone> {
+        self.ask(Request::Diff).await
+    }
+
+    /// The same after the differences were repaired: `svc diff --repair`.
+    ///
+    /// # Errors
+    /// When the task has ended.
+    pub async fn repair(&self) -> Result<DiffView, DataplaneGone> {
+        self.ask(Request::Repair).await
+    }
+
+    /// Kernel changes still due, as operations in words.
     ///
     /// # Errors
     /// When the task has ended.
@@ -294,7 +321,7 @@ impl DataplaneHandle {
     }
 
     /// Compare the kernel with what is believed of it now, and repair it; returns how many objects
-    /// differed: `svc diff --repair`.
+    /// differed.
     ///
     /// # Errors
     /// When the task has ended.
@@ -324,6 +351,15 @@ impl ServiceReads for DataplaneHandle {
             Ok(explanation) => explanation,
             Err(error) => Explanation::unknown(&query, &error.to_string()),
         }
+    }
+
+    async fn frontends(&self) -> Vec<FrontendView> {
+        DataplaneHandle::frontends(self).await.unwrap_or_default()
+    }
+
+    async fn diff(&self, repair: bool) -> DiffView {
+        let answer = if repair { self.repair().await } else { DataplaneHandle::diff(self).await };
+        answer.unwrap_or_else(|error| DiffView { error: Some(error.to_string()), ..DiffView::default() })
     }
 }
 

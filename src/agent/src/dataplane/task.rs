@@ -79,6 +79,13 @@ impl Task {
         match question {
             Request::List(reply) => drop(reply.send(self.engine.list())),
             Request::Explain(query, reply) => drop(reply.send(self.engine.explain(&query))),
+            Request::Frontends(reply) => drop(reply.send(self.engine.frontends())),
+            Request::Diff(reply) => drop(reply.send(self.engine.diff().await)),
+            Request::Repair(reply) => {
+                let view = self.engine.repair(self.clock.now()).await;
+                let _ = reply.send(view);
+                return true;
+            }
             Request::Pending(reply) => drop(reply.send(self.engine.pending())),
             Request::Audit(reply) => {
                 let found = self.engine.audit(self.clock.now()).await;

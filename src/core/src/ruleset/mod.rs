@@ -3,6 +3,7 @@
 //! which endpoint serves what is decided in `service`.
 
 pub mod chains;
+pub mod compare;
 pub mod desired;
 pub mod diff;
 pub mod ipvs;
@@ -10,9 +11,11 @@ pub mod model;
 pub mod nft;
 pub mod node;
 pub mod object;
+pub mod offline;
 mod places;
 pub mod render_ipvs;
 pub mod render_nft;
+pub mod text;
 pub mod trace;
 
 use std::fmt;

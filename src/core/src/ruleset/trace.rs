@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
+use super::desired::BackEnd;
 use super::diff::Applied;
 use super::ipvs::{RealServerKey, VirtualServerKey};
 use super::nft::{ChainType, Hook, NftTable};
@@ -76,6 +77,17 @@ pub struct Rules<'a> {
     pub table: &'a NftTable,
     pub applied: &'a Applied,
     pub node: &'a NodeNetwork,
+}
+
+/// Walk a packet through the rules of whatever back end made them.
+///
+/// # Errors
+/// A rule with an expression that ours never have.
+pub fn packet(back_end: BackEnd, rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
+    match back_end {
+        BackEnd::Ipvs { .. } => ipvs(rules, packet),
+        BackEnd::Nftables => nftables(rules, packet),
+    }
 }
 
 /// Walk a packet through the rules in IPVS mode.

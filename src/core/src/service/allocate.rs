@@ -230,8 +230,11 @@ fn missing_families(service: &Service, pools: &Pools, given: &Given) -> Vec<Fami
 
 /// The protocol of a port that still needs a node port.
 fn missing_node_port(service: &Service, given: &Given, index: usize) -> Option<Protocol> {
-    let port = service.spec.ports.get(index)?;
-    let open = service.spec.kind.has_node_ports() && port.node_port == 0;
+    let spec = &service.spec;
+    let port = spec.ports.get(index)?;
+    let balanced_without =
+        spec.kind == ServiceType::LoadBalancer && spec.allocate_load_balancer_node_ports == Some(false);
+    let open = spec.kind.has_node_ports() && !balanced_without && port.node_port == 0;
     (open && given.node_ports.get(index) == Some(&0)).then(|| port.protocol.into())
 }
 

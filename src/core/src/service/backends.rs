@@ -30,6 +30,9 @@ pub struct Endpoint {
     pub for_nodes: Hint,
 }
 
+/// Reasons kept for one slice; the rest is a count.
+const MAX_REASONS: usize = 10;
+
 /// Names in a topology hint; nearly always empty, so kept small.
 pub type Hint = Option<Arc<[Arc<str>]>>;
 
@@ -47,6 +50,8 @@ struct StoredSlice {
     family: Family,
     ports: Box<[StoredPort]>,
     endpoints: Box<[StoredEndpoint]>,
+    /// What was left out, one sentence each.
+    skipped: Box<[String]>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -102,7 +107,8 @@ impl SliceCache {
         if self.owner.get(&key).is_some_and(|owner| *owner != service) {
             change = self.remove(&key);
         }
-        let stored = self.store(slice, family, &mut change.skipped);
+        let stored = self.store(slice, family);
+        change.skipped = stored.skipped.to_vec();
         let slices = self.by_service.entry(service.clone()).or_default();
         if slices.get(&key.name) != Some(&stored) {
             slices.insert(key.name.clone(), stored);
@@ -131,6 +137,12 @@ impl SliceCache {
         self.owner.keys()
     }
 
+    /// What was left out of a Service's slices, one sentence each.
+    pub fn skipped(&self, service: &ObjectKey) -> impl Iterator<Item = &str> {
+        let slices = self.by_service.get(service).into_iter().flat_map(BTreeMap::values);
+        slices.flat_map(|slice| slice.skipped.iter().map(String::as_str))
+    }
+
     /// The merged endpoints of a service port in a family, by address.
     ///
     /// An endpoint can stand in two slices while it moves between them, and two pods can share an
@@ -152,7 +164,8 @@ impl SliceCache {
         merged.into_values().collect()
     }
 
-    fn store(&mut self, slice: &EndpointSlice, family: Family, skipped: &mut Vec<String>) -> StoredSlice {
+    fn store(&mut self, slice: &EndpointSlice, family: Family) -> StoredSlice {
+        let mut skipped = Vec::new();
         let mut ports = Vec::new();
         for port in &slice.ports {
             match port.port.map(u16::try_from) {
@@ -173,14 +186,13 @@ impl SliceCache {
         let mut endpoints = Vec::with_capacity(slice.endpoints.len());
         for endpoint in &slice.endpoints {
             let first = endpoint.addresses.first().map_or("", String::as_str);
-            match parse_addr(first).filter(|addr| Family::of(*addr) == family) {
-                Some(addr) => endpoints.push(self.store_endpoint(endpoint, addr)),
-                None => {
-                    skipped.push(format!("EndpointSlice {}: {first:?} is no {family} address", slice.key()));
-                }
+            match endpoint_address(first, family) {
+                Ok(addr) => endpoints.push(self.store_endpoint(endpoint, addr)),
+                Err(reason) => skipped.push(format!("EndpointSlice {}: {reason}", slice.key())),
             }
         }
-        StoredSlice { family, ports: ports.into(), endpoints: endpoints.into() }
+        bound(&mut skipped);
+        StoredSlice { family, ports: ports.into(), endpoints: endpoints.into(), skipped: skipped.into() }
     }
 
     fn store_endpoint(&mut self, endpoint: &SliceEndpoint, addr: IpAddr) -> StoredEndpoint {
@@ -230,6 +242,42 @@ impl StoredEndpoint {
             for_zones: self.for_zones.clone(),
             for_nodes: self.for_nodes.clone(),
         }
+    }
+}
+
+/// The address packets can be sent to, or why there is none. The API refuses the same ones
+/// (`ValidateEndpointIP`): a packet sent to them would end on the node itself, or nowhere.
+fn endpoint_address(text: &str, family: Family) -> Result<IpAddr, String> {
+    let addr = parse_addr(text)
+        .filter(|addr| Family::of(*addr) == family)
+        .ok_or_else(|| format!("{text:?} is no {family} address"))?;
+    let kind = if addr.is_unspecified() {
+        "the unspecified address"
+    } else if addr.is_loopback() {
+        "a loopback address"
+    } else if is_link_local(addr) {
+        "a link-local address"
+    } else if addr.is_multicast() {
+        "a multicast address"
+    } else {
+        return Ok(addr);
+    };
+    Err(format!("{addr} is {kind}, which no endpoint can have"))
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// A slice of a thousand bad endpoints needs no thousand sentences.
+fn bound(skipped: &mut Vec<String>) {
+    let more = skipped.len().saturating_sub(MAX_REASONS);
+    if more > 0 {
+        skipped.truncate(MAX_REASONS);
+        skipped.push(format!("and {more} more of the same EndpointSlice are left out"));
     }
 }
 

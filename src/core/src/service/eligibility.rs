@@ -30,6 +30,10 @@ impl Policies {
     }
 }
 
+/// The most endpoints of one service port that get packets. Forty times what the field calls large;
+/// more would make one Service cost what a whole cluster's do.
+pub const MAX_USED: usize = 10_000;
+
 /// The decision, as indexes into the endpoints it was made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Eligibility {
@@ -42,6 +46,8 @@ pub struct Eligibility {
     pub has_any: bool,
     /// How hints narrowed `cluster`.
     pub distribution: Option<Distribution>,
+    /// Usable endpoints of the longer list that are beyond `MAX_USED`, the last ones by address.
+    pub over_limit: usize,
 }
 
 /// Why an endpoint gets no packet, or that it gets some.
@@ -62,6 +68,8 @@ pub enum Standing {
     OtherZone,
     /// Hints give it to another node.
     OtherNode,
+    /// There are more usable endpoints than one service port may have.
+    OverLimit,
 }
 
 impl Standing {
@@ -79,6 +87,7 @@ impl Standing {
             Standing::NotLocal => "on another node, and the traffic policy is Local",
             Standing::OtherZone => "kept for another zone by its topology hint",
             Standing::OtherNode => "kept for another node by its topology hint",
+            Standing::OverLimit => "beyond the most endpoints one port may have",
         }
     }
 }
@@ -95,6 +104,10 @@ pub fn decide(endpoints: &[Endpoint], policies: Policies, node: &NodeTopology) -
     if policies.uses_local() {
         decision.local = pick(endpoints, |ep| ep.local);
         decision.has_any = endpoints.iter().any(usable);
+    }
+    for list in [&mut decision.cluster, &mut decision.local] {
+        decision.over_limit = decision.over_limit.max(list.len().saturating_sub(MAX_USED));
+        list.truncate(MAX_USED);
     }
     decision
 }
@@ -115,6 +128,7 @@ pub fn standing(
         (true, true) => Standing::Used,
         (true, false) => Standing::UsedWhileTerminating,
         (false, _) if policy == TrafficPolicy::Local && !endpoint.local => Standing::NotLocal,
+        (false, true) if decision.over_limit > 0 && chosen.last() < Some(&index) => Standing::OverLimit,
         (false, true) if decision.distribution == Some(Distribution::SameNode) => Standing::OtherNode,
         (false, true) => Standing::OtherZone,
         (false, false) if usable(endpoint) => Standing::Terminating,

@@ -113,6 +113,11 @@ impl ServiceTable {
         (endpoints, decision)
     }
 
+    /// What was left out of a Service's slices, one sentence each.
+    pub fn skipped(&self, service: &ObjectKey) -> impl Iterator<Item = &str> {
+        self.slices.skipped(service)
+    }
+
     /// The health check ports that should be open.
     pub fn health_checks(&self) -> Vec<HealthCheck> {
         self.services.iter().filter_map(|(key, entry)| self.health_check(key, entry)).collect()

@@ -108,6 +108,8 @@ pub struct ServiceSpec {
     pub external_traffic_policy: Option<TrafficPolicy>,
     #[serde(deserialize_with = "nullable")]
     pub health_check_node_port: i32,
+    /// False: no node port is given to ports of a LoadBalancer that name none; absent means true.
+    pub allocate_load_balancer_node_ports: Option<bool>,
     #[serde(deserialize_with = "nullable")]
     pub publish_not_ready_addresses: bool,
     #[serde(deserialize_with = "bounded::<_, _, 2>")]

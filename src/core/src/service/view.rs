@@ -1,17 +1,24 @@
 //! Services and the dataplane as the command line shows them: plain serde values, additive only.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::frontends::Skipped;
+use super::eligibility::MAX_USED;
+use super::frontends::{FrontendKind, Skipped};
 use super::table::{ServiceEntry, ServiceTable};
 use super::types::TrafficPolicy;
 use crate::ids::ObjectKey;
+use crate::ruleset::compare::Difference;
 use crate::ruleset::desired::Desired;
 use crate::ruleset::model::ServicePortState;
+use crate::ruleset::object::Claim;
+use crate::ruleset::render_ipvs;
+
+/// Sentences about slices in one row.
+const MAX_SLICE_PROBLEMS: usize = 20;
 
 /// One Service: a row of `svc list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +52,31 @@ pub struct PortRow {
     pub used: usize,
     /// All endpoints known, ready or not.
     pub known: usize,
+}
+
+/// One address Services are reached at, with everybody who may answer there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontendView {
+    /// `namespace/name:port/protocol`.
+    pub service: String,
+    pub kind: FrontendKind,
+    pub addr: SocketAddr,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What is wanted against what the kernel holds: the answer of `svc diff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffView {
+    pub mode: String,
+    /// Kernel objects that are wanted.
+    pub wanted: usize,
+    pub differences: Vec<Difference>,
+    /// Objects that a repair changed; `None` where none was asked for.
+    pub repaired: Option<u64>,
+    /// Why the kernel could not be read.
+    pub error: Option<String>,
 }
 
 /// How the dataplane is doing.
@@ -117,8 +149,32 @@ pub fn rows(table: &ServiceTable, desired: &Desired) -> Vec<ServiceRow> {
     table.services().iter().map(row).collect()
 }
 
+/// Every address Services are reached at on this node, each once: where two ask for one, who has it.
+pub fn frontends(table: &ServiceTable, desired: &Desired) -> Vec<FrontendView> {
+    let mut all = Vec::new();
+    for state in table.ports() {
+        let protocol = state.spec.id.name.protocol;
+        for (kind, addr, port) in render_ipvs::frontends(state, desired.node()) {
+            let holder = desired.holder(&Claim::Frontend { addr, port, protocol });
+            if holder.is_none_or(|holder| holder.spec.id != state.spec.id) {
+                continue;
+            }
+            all.push(FrontendView {
+                service: state.spec.id.name.to_string(),
+                kind,
+                addr: SocketAddr::new(addr, port),
+                protocol: protocol.to_string(),
+                endpoints: state.reachable().iter().map(|backend| backend.addr).collect(),
+            });
+        }
+    }
+    all
+}
+
 fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems: Vec<String>) -> ServiceRow {
     problems.splice(0..0, entry.skipped.iter().map(problem));
+    problems.extend(table.skipped(key).take(MAX_SLICE_PROBLEMS).map(str::to_owned));
+    problems.extend(entry.ports.iter().filter_map(|state| over_limit(table, state)));
     let specs = || entry.ports.iter().map(|state| &state.spec);
     let unique = |addrs: &mut dyn Iterator<Item = IpAddr>| -> Vec<IpAddr> {
         let mut found: Vec<IpAddr> = Vec::new();
@@ -143,6 +199,18 @@ fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems
         external_policy: first.map(|spec| spec.policies.external).unwrap_or_default(),
         problems,
     }
+}
+
+fn over_limit(table: &ServiceTable, state: &ServicePortState) -> Option<String> {
+    let (_, decision) = table.candidates(&state.spec);
+    let more = decision.over_limit;
+    let text = || {
+        format!(
+            "{}: only the first {MAX_USED} usable endpoints by address get packets, {more} more do not",
+            state.spec.id
+        )
+    };
+    (more > 0).then(text)
 }
 
 fn problem(skipped: &Skipped) -> String {

@@ -2,6 +2,7 @@
 //! acknowledged. `applied` changes only after an acknowledgement, per object; what was refused stays
 //! dirty with a back-off of its own. Timing and channels are in `task`.
 
+mod compare;
 mod start;
 mod views;
 

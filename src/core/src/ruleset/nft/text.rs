@@ -113,15 +113,22 @@ impl SetSpec {
         if let Some(timeout) = value.timeout_ms {
             text.push_str(&format!(" timeout {timeout}ms"));
         }
-        match (&value.data, &self.map) {
-            (Some(Data::Verdict(verdict)), _) => text.push_str(&format!(" : {verdict}")),
-            (Some(Data::Fields(data)), Some(MapType::Fields(types))) => {
-                text.push_str(&format!(" : {}", data.text(types)));
-            }
-            (Some(Data::Fields(data)), _) => text.push_str(&format!(" : {data:?}")),
-            (None, _) => {}
+        if value.data.is_some() {
+            text.push_str(&format!(" : {}", value.text(self)));
         }
         text
+    }
+}
+
+impl ElementValue {
+    /// What the element leads to, by its set's types; empty in a set that is no map.
+    pub fn text(&self, spec: &SetSpec) -> String {
+        match (&self.data, &spec.map) {
+            (Some(Data::Verdict(verdict)), _) => verdict.to_string(),
+            (Some(Data::Fields(data)), Some(MapType::Fields(types))) => data.text(types),
+            (Some(Data::Fields(data)), _) => format!("{data:?}"),
+            (None, _) => String::new(),
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::super::chains::{ChainConfig, PodInterface};
-use super::super::desired::BackEnd;
 use super::super::ipvs::Scheduler;
 use super::super::model::{ServicePortState, Target};
 use super::super::render_ipvs;
