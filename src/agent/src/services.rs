@@ -301,7 +301,7 @@ mod tests {
         let answer = handle.explain(query).await.unwrap();
         let Fate::Endpoints(to) = &answer.fate else { panic!("{}", answer.sentence) };
         assert_eq!(to[0].to.to_string(), "10.244.1.1:8080");
-        assert_eq!(files.objects(ObjectKind::Service), [key.clone()]);
+        assert_eq!(files.objects(ObjectKind::Service), std::slice::from_ref(&key));
         assert_eq!(files.object(ObjectKind::Service, &key).unwrap()["spec"]["clusterIP"], "10.96.0.1");
         files.take(Change::Service(key.clone(), None));
         assert_eq!(files.objects(ObjectKind::Service), []);

@@ -137,7 +137,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         runtime,
         facts,
     };
-    let dataplane = settings.roles.proxy.then(|| proxy::start(&settings, &world.facts, &stop)).transpose()?;
+    let dataplane = match settings.roles.proxy {
+        true => Some(proxy::start(&settings, &world.facts, &stop).await?),
+        false => None,
+    };
     let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();

@@ -13,8 +13,6 @@ use jiff::Timestamp;
 use longshore_agent::dataplane::{Change, DataplaneConfig, Engine, Kernel, ModeRequest, OpenKernel};
 use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::chains::ChainConfig;
-use longshore_core::ruleset::ipvs::{IpvsTimeouts, Scheduler};
-use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_kernel::netns::{self, NetNs, NetNsError};
 use serde_json::{Value, json};
 

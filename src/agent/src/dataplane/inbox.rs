@@ -2,18 +2,25 @@
 //! at each and the queue is as long as there are objects.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longshore_core::ids::ObjectKey;
 use longshore_core::service::types::{EndpointSlice, Service};
 use tokio::sync::Notify;
 
-use super::Change;
+use super::{Change, ProxyHealth, ProxyMetrics};
+use crate::pods::Clock;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inbox {
     pending: Mutex<Pending>,
     arrived: Notify,
+    clock: Clock,
+    health: ProxyHealth,
+    metrics: ProxyMetrics,
+    /// Before the sources are complete nothing is programmed, and nothing is late.
+    complete: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -26,7 +33,27 @@ struct Pending {
 }
 
 impl Inbox {
+    pub(super) fn new(clock: Clock, health: ProxyHealth, metrics: ProxyMetrics) -> Self {
+        Inbox {
+            pending: Mutex::default(),
+            arrived: Notify::new(),
+            clock,
+            health,
+            metrics,
+            complete: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn put(&self, change: Change) {
+        match &change {
+            Change::Service(_) | Change::ServiceGone(_) => self.metrics.service_queued(self.clock.now()),
+            Change::Slice(_) | Change::SliceGone(_) => self.metrics.endpoints_queued(self.clock.now()),
+            Change::SourcesSynced => self.complete.store(true, Ordering::Relaxed),
+            Change::Zone(_) | Change::HostAddresses => {}
+        }
+        if self.complete.load(Ordering::Relaxed) {
+            self.health.queue();
+        }
         {
             let mut pending = self.lock();
             match change {

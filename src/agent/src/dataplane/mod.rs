@@ -4,14 +4,17 @@
 
 mod engine;
 mod flows;
+mod health;
 mod inbox;
 mod kernel;
+mod metrics;
 mod task;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +23,9 @@ use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::chains::{ChainConfig, PodInterface};
 use longshore_core::ruleset::ipvs::{IpvsTimeouts, Scheduler, UnknownScheduler};
 use longshore_core::ruleset::node::{ConntrackWish, NodePortAddresses};
+use longshore_core::service::Family;
 use longshore_core::service::cidr::Cidr;
+use longshore_core::service::health::HealthCheck;
 use longshore_core::service::standalone::Output;
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
@@ -32,8 +37,13 @@ use crate::config::{self, DataplaneSettings, ModeTuning, PerMode};
 use crate::pods::Clock;
 pub use engine::Engine;
 pub use flows::{TrackedFlows, kernel_flows};
+pub use health::ProxyHealth;
 use inbox::Inbox;
 pub use kernel::{Kernel, KernelError, OpenKernel, UdpFlows};
+pub use metrics::{Figures, ProxyMetrics};
+
+/// Metrics are given without the task's own part after this.
+const SCRAPE_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Which back end was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +244,34 @@ enum Request {
     Repair(oneshot::Sender<DiffView>),
     Pending(oneshot::Sender<Vec<String>>),
     Audit(oneshot::Sender<u64>),
+    Figures(oneshot::Sender<Figures>),
+}
+
+/// The health check ports that should be answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthChecks {
+    pub checks: Vec<HealthCheck>,
+    /// The node's addresses they are answered at; `None` is all of them.
+    pub addresses: Option<BTreeSet<IpAddr>>,
+}
+
+/// Problems of the parts around the task, by what they are about; shown among its warnings.
+#[derive(Debug, Default)]
+struct Notes(Mutex<BTreeMap<String, String>>);
+
+impl Notes {
+    /// Whether that is news.
+    fn set(&self, about: &str, problem: Option<String>) -> bool {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => notes.insert(about.to_owned(), problem.clone()) != Some(problem),
+            None => notes.remove(about).is_some(),
+        }
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
 }
 
 /// The dataplane has ended.
@@ -248,9 +286,40 @@ pub struct DataplaneHandle {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<Arc<DataplaneView>>,
     synced: watch::Receiver<bool>,
+    checks: watch::Receiver<Arc<HealthChecks>>,
+    health: ProxyHealth,
+    metrics: ProxyMetrics,
+    notes: Arc<Notes>,
 }
 
 impl DataplaneHandle {
+    /// Whether the rules keep up.
+    pub fn health(&self) -> &ProxyHealth {
+        &self.health
+    }
+
+    pub fn metrics(&self) -> &ProxyMetrics {
+        &self.metrics
+    }
+
+    /// Health check ports as they should be answered, whenever that changes.
+    pub fn watch_health_checks(&self) -> watch::Receiver<Arc<HealthChecks>> {
+        self.checks.clone()
+    }
+
+    /// Shows a problem of a part around the dataplane among its warnings, or takes it back; true where
+    /// that is news.
+    pub fn note(&self, about: &str, problem: Option<String>) -> bool {
+        self.notes.set(about, problem)
+    }
+
+    /// All metrics as text. A task that is busy for long gives its part as it was never asked.
+    pub async fn scrape(&self) -> String {
+        let figures = tokio::time::timeout(SCRAPE_AT_MOST, self.ask(Request::Figures)).await;
+        let figures = figures.ok().and_then(Result::ok).unwrap_or_default();
+        self.metrics.render(&self.view(), figures)
+    }
+
     /// Tell the dataplane something. Never waits.
     pub fn tell(&self, change: impl Into<Change>) {
         self.inbox.put(change.into());
@@ -264,7 +333,14 @@ impl DataplaneHandle {
 
     /// How the dataplane is doing.
     pub fn view(&self) -> Arc<DataplaneView> {
-        self.view.borrow().clone()
+        let view = self.view.borrow().clone();
+        let notes = self.notes.all();
+        if notes.is_empty() {
+            return view;
+        }
+        let mut view = DataplaneView::clone(&view);
+        view.warnings.extend(notes);
+        Arc::new(view)
     }
 
     /// A receiver of every new view.
@@ -371,7 +447,14 @@ pub fn dataplane(
     clock: Clock,
     stop: CancellationToken,
 ) -> (DataplaneHandle, impl Future<Output = ()> + Send) {
-    let inbox = Arc::new(Inbox::default());
+    let mut families = vec![Family::V4];
+    if config.node_ips.iter().any(IpAddr::is_ipv6) {
+        families.push(Family::V6);
+    }
+    let metrics = ProxyMetrics::new(&families);
+    let health = ProxyHealth::new(clock, &families, ModeTuning::default().sync_period * 2);
+    let inbox = Arc::new(Inbox::new(clock, health.clone(), metrics.clone()));
+    let (checks_out, checks) = watch::channel(Arc::default());
     let (requests, questions) = mpsc::channel(16);
     let (view_out, view) = watch::channel(Arc::new(DataplaneView::default()));
     let (synced_out, synced) = watch::channel(false);
@@ -381,8 +464,13 @@ pub fn dataplane(
         questions,
         view: view_out,
         synced: synced_out,
+        checks: checks_out,
+        health: health.clone(),
+        metrics: metrics.clone(),
+        latency: task::Latency::new(clock.now()),
         clock,
         stop,
     };
-    (DataplaneHandle { inbox, requests, view, synced }, task.run())
+    let notes = Arc::default();
+    (DataplaneHandle { inbox, requests, view, synced, checks, health, metrics, notes }, task.run())
 }

@@ -1,16 +1,21 @@
 //! The dataplane's loop: waits for whatever comes first and runs one round. A change that arrives while
 //! it is idle is applied at once; those that arrive during a round are taken together with the next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
+use longshore_core::ids::ObjectKey;
 use longshore_core::service::view::DataplaneView;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Request;
 use super::engine::Engine;
 use super::inbox::Inbox;
+use super::metrics::Round;
+use super::{Change, HealthChecks, ProxyHealth, ProxyMetrics, Request};
 use crate::pods::Clock;
 
 pub(super) struct Task {
@@ -19,6 +24,10 @@ pub(super) struct Task {
     pub(super) questions: mpsc::Receiver<Request>,
     pub(super) view: watch::Sender<Arc<DataplaneView>>,
     pub(super) synced: watch::Sender<bool>,
+    pub(super) checks: watch::Sender<Arc<HealthChecks>>,
+    pub(super) health: ProxyHealth,
+    pub(super) metrics: ProxyMetrics,
+    pub(super) latency: Latency,
     pub(super) clock: Clock,
     pub(super) stop: CancellationToken,
 }
@@ -61,13 +70,41 @@ impl Task {
 
     async fn round(&mut self) {
         let mut addresses_changed = false;
+        self.health.take();
+        self.metrics.taken();
         for change in self.inbox.take() {
+            self.latency.note(&change);
             addresses_changed |= self.engine.take(change);
         }
         if addresses_changed {
             self.engine.host_addresses_changed().await;
         }
-        self.engine.sync(self.clock.now()).await;
+        let round = self.engine.sync(self.clock.now()).await;
+        self.tell(round);
+    }
+
+    fn tell(&mut self, round: Option<Round>) {
+        let now = self.clock.now();
+        if let Some(round) = round {
+            self.metrics.synced(round, self.engine.is_nftables(), now);
+        }
+        if self.engine.keeps_up() {
+            self.health.update();
+            self.latency.programmed(now).for_each(|took| self.metrics.programmed(took));
+        }
+        if let Some((deleted, took)) = self.engine.take_flows_compared() {
+            self.metrics.flows_compared(deleted, took);
+        }
+        self.health.set_timeout(self.engine.audit_period() * 2);
+        if let Some(checks) = self.engine.take_health_checks() {
+            self.checks.send_if_modified(|old| {
+                let news = **old != checks;
+                if news {
+                    *old = Arc::new(checks);
+                }
+                news
+            });
+        }
         self.view.send_replace(Arc::new(self.engine.view()));
         let synced = self.engine.is_synced();
         self.synced.send_if_modified(|was| std::mem::replace(was, synced) != synced);
@@ -87,6 +124,7 @@ impl Task {
                 return true;
             }
             Request::Pending(reply) => drop(reply.send(self.engine.pending())),
+            Request::Figures(reply) => drop(reply.send(self.engine.figures())),
             Request::Audit(reply) => {
                 let found = self.engine.audit(self.clock.now()).await;
                 let _ = reply.send(found);
@@ -94,5 +132,70 @@ impl Task {
             }
         }
         false
+    }
+}
+
+/// Since when changes of endpoints wait to be in the kernel, by what EndpointSlices say of it
+/// (`endpoints.kubernetes.io/last-change-trigger-time`). Of a change told twice the first counts.
+#[derive(Debug)]
+pub(super) struct Latency {
+    /// Older changes were programmed by an earlier run.
+    started: Timestamp,
+    newest: BTreeMap<ObjectKey, Timestamp>,
+    waiting: Vec<Timestamp>,
+}
+
+impl Latency {
+    pub(super) fn new(started: Timestamp) -> Self {
+        Latency { started, newest: BTreeMap::new(), waiting: Vec::new() }
+    }
+
+    fn note(&mut self, change: &Change) {
+        match change {
+            Change::Slice(slice) => {
+                let text = slice.metadata.annotations.last_change_trigger_time.as_deref();
+                let Some(at) = text.and_then(|text| text.parse::<Timestamp>().ok()) else { return };
+                let before = self.newest.insert(slice.key(), at);
+                if at > self.started && before != Some(at) {
+                    self.waiting.push(at);
+                }
+            }
+            Change::SliceGone(key) => drop(self.newest.remove(key)),
+            _ => {}
+        }
+    }
+
+    /// All that waited is in the kernel: how long each took.
+    fn programmed(&mut self, now: Timestamp) -> impl Iterator<Item = Duration> + use<> {
+        let took = move |at: Timestamp| Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        std::mem::take(&mut self.waiting).into_iter().map(took)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_told_twice_is_measured_once_and_old_ones_never() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let slice = |name: &str, trigger: &str| {
+            let value = serde_json::json!({"metadata": {"name": name, "namespace": "ns",
+                "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": trigger}},
+                "addressType": "IPv4", "endpoints": [], "ports": []});
+            Change::Slice(Box::new(serde_json::from_value(value).unwrap()))
+        };
+        let mut latency = Latency::new(at(0));
+        let (old, new) = (at(-5).to_string(), at(1).to_string());
+        for (name, trigger) in [("a", &new), ("a", &new), ("b", &old), ("c", &"soon".to_owned())] {
+            latency.note(&slice(name, trigger));
+        }
+        assert_eq!(latency.programmed(at(4)).collect::<Vec<_>>(), [Duration::from_secs(3)]);
+        latency.note(&slice("a", &new));
+        assert_eq!(latency.programmed(at(5)).count(), 0);
+        latency.note(&slice("a", &at(6).to_string()));
+        latency.note(&Change::SliceGone(ObjectKey::new("ns", "a")));
+        latency.note(&slice("a", &at(6).to_string()));
+        assert_eq!(latency.programmed(at(7)).count(), 2, "made anew, it is another");
     }
 }

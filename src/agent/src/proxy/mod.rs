@@ -1,7 +1,12 @@
 //! The proxy half: what serves the node's Services, beside the pods or alone as a kube-proxy would.
 //! Here it is put together; the dataplane itself is in `dataplane`, objects come from `services`.
 
+mod checks;
+mod http;
 pub mod lock;
+mod servers;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -25,12 +30,13 @@ use crate::services::ServiceFiles;
 use crate::sources::{ManifestOptions, Manifests};
 use crate::supervisor;
 
-/// Start the task that owns the node's Services in the kernel. It ends with `stop` and leaves all
-/// rules as they are.
+/// Start the task that owns the node's Services in the kernel, and the servers that tell of it. They end
+/// with `stop` and leave all rules as they are.
 ///
 /// # Errors
-/// Another daemon that serves this network namespace, or a scheduler that is none.
-pub fn start(
+/// Another daemon that serves this network namespace, a scheduler that is none, or an address of the
+/// servers that cannot be had where that shall end the daemon.
+pub async fn start(
     settings: &Settings,
     facts: &Facts,
     stop: &CancellationToken,
@@ -42,6 +48,8 @@ pub fn start(
         task.await;
         drop(lock);
     });
+    servers::start(&settings.servers, &handle, stop).await?;
+    tokio::spawn(checks::run(handle.clone(), stop.clone()));
     Ok(handle)
 }
 
@@ -79,7 +87,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(supervisor::keep_watchdog_fed());
     let routes = RealRoutes::open().context("open the routing table")?;
     let facts = Facts::read(&routes, None).await?;
-    let dataplane = start(&settings, &facts, &stop)?;
+    let dataplane = start(&settings, &facts, &stop).await?;
     let files = Arc::new(ServiceFiles::new(dataplane.clone()));
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = reads(&settings, &facts, &dataplane, files.clone());

@@ -123,6 +123,11 @@ impl ServiceTable {
         self.services.iter().filter_map(|(key, entry)| self.health_check(key, entry)).collect()
     }
 
+    /// The health check port of one Service, where it has one.
+    pub fn health_check_of(&self, service: &ObjectKey) -> Option<HealthCheck> {
+        self.health_check(service, self.services.get(service)?)
+    }
+
     /// Port decisions made so far. What a change costs is counted by it, not timed.
     pub fn decisions(&self) -> u64 {
         self.decisions

@@ -2,6 +2,7 @@
 //! acknowledged. `applied` changes only after an acknowledgement, per object; what was refused stays
 //! dirty with a back-off of its own. Timing and channels are in `task`.
 
+mod checked;
 mod compare;
 mod start;
 mod views;
@@ -28,7 +29,9 @@ use longshore_kernel::route::Link;
 use tokio::time::Instant;
 
 use super::kernel::{self, Kernel, KernelError, in_full};
+use super::metrics::Round;
 use super::{Change, DataplaneConfig, OpenKernel};
+use checked::CheckedServices;
 use views::unavailable;
 
 /// A refused object is tried again after this, doubling up to the limit.
@@ -89,6 +92,12 @@ pub struct Engine {
     suspect: bool,
     sources_synced: bool,
     synced_at: Option<Timestamp>,
+    /// The next round looks at every claim.
+    everything: bool,
+    /// The last round could write nothing of what it had to.
+    stuck: bool,
+    flows_compared: Option<(u64, Duration)>,
+    checks: CheckedServices,
     skipped: BTreeMap<ApiKey, Vec<String>>,
     warnings: Vec<String>,
     counters: Counters,
@@ -113,6 +122,10 @@ impl Engine {
             suspect: false,
             sources_synced: false,
             synced_at: None,
+            everything: false,
+            stuck: false,
+            flows_compared: None,
+            checks: CheckedServices::default(),
             skipped: BTreeMap::new(),
             warnings: Vec::new(),
             counters: Counters::default(),
@@ -137,17 +150,21 @@ impl Engine {
             Change::Service(service) => {
                 let change = self.table.upsert_service(&service);
                 self.follow(change);
+                self.checks.service(&service.key(), &self.table);
             }
             Change::ServiceGone(key) => {
                 let change = self.table.remove_service(&key);
                 self.follow(change);
+                self.checks.service(&key, &self.table);
             }
             Change::Slice(slice) => {
+                self.checks.slice(slice.service().as_ref());
                 let mut change = self.table.upsert_slice(&slice);
                 self.note_skipped(slice.key(), std::mem::take(&mut change.skipped));
                 self.follow(change);
             }
             Change::SliceGone(key) => {
+                self.checks.slice(None);
                 let change = self.table.remove_slice(&key);
                 self.skipped.remove(&key);
                 self.follow(change);
@@ -174,6 +191,7 @@ impl Engine {
     fn soil_everything(&mut self) {
         let left = self.applied.claims().map(|(claim, _)| *claim);
         let all: Vec<Claim> = left.chain(self.desired.claims().copied()).collect();
+        self.everything = true;
         self.soil(all);
     }
 
@@ -215,19 +233,25 @@ impl Engine {
     }
 
     /// One round: bring what is dirty and due into the kernel.
-    pub async fn sync(&mut self, now: Timestamp) {
+    ///
+    /// Returns what the round cost, where there was one.
+    pub async fn sync(&mut self, now: Timestamp) -> Option<Round> {
         let Mode::Serving(served) = self.mode.clone() else {
             self.nobody_serves(now);
-            return;
+            return None;
         };
         if !self.sources_synced {
-            return;
+            return None;
         }
+        let (began, refused) = (Instant::now(), self.counters.refusals);
+        let mut round = None;
         if !self.due(now).is_empty() {
-            let began = Instant::now();
+            let full = std::mem::take(&mut self.everything);
             self.round(&served, now, &|_, _| false).await;
+            let (took, refusals) = (began.elapsed(), self.counters.refusals - refused);
             self.counters.syncs += 1;
-            self.counters.last_sync_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.counters.last_sync_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            round = Some(Round { took, full, refusals });
         }
         if self.suspect {
             self.suspect = false;
@@ -245,6 +269,22 @@ impl Engine {
             );
             self.synced_at = Some(now);
         }
+        round
+    }
+
+    /// Whether what was told is in the kernel, or at least some of it could be written: one object that
+    /// the kernel refuses does not make the whole proxy late.
+    pub fn keeps_up(&self) -> bool {
+        matches!(self.mode, Mode::Serving(_)) && self.sources_synced && !self.stuck
+    }
+
+    pub fn is_nftables(&self) -> bool {
+        self.in_force == BackEnd::Nftables
+    }
+
+    /// How many flows the last comparison deleted and how long it took, once.
+    pub fn take_flows_compared(&mut self) -> Option<(u64, Duration)> {
+        self.flows_compared.take()
     }
 
     /// Without a back end there is nothing to wait for: pods must not wait for Services for ever.
@@ -268,6 +308,7 @@ impl Engine {
         let due = self.due(now);
         let ops =
             diff::plan(&self.desired, &self.applied, due.iter().copied(), &|key, real| drained(key, real));
+        let written = self.counters.writes;
         let mut failed: BTreeMap<Claim, KernelError> = BTreeMap::new();
         let mut rest = ops.as_slice();
         while !rest.is_empty() {
@@ -285,6 +326,7 @@ impl Engine {
                 self.settle(op, outcome, &mut failed);
             }
         }
+        self.stuck = !failed.is_empty() && self.counters.writes == written;
         for claim in due {
             match failed.remove(&claim) {
                 None => {
@@ -437,6 +479,7 @@ impl Engine {
     /// Delete UDP flows whose endpoint is gone; TCP finds out by itself.
     async fn forget_flows(&mut self, kernel: &Kernel) {
         let Some(tracker) = kernel.flows.as_ref().filter(|_| !self.udp.is_empty()) else { return };
+        let began = Instant::now();
         let flows = match tracker.flows().await {
             Ok(flows) => flows,
             Err(error) => {
@@ -448,7 +491,9 @@ impl Engine {
         let stale: Vec<_> = flows.into_iter().filter(|flow| self.udp.is_stale(flow)).collect();
         let outcomes = tracker.forget(&stale).await;
         let refused = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).next();
-        self.counters.flows_deleted += outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
+        let deleted = outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
+        self.counters.flows_deleted += deleted;
+        self.flows_compared = Some((deleted, began.elapsed()));
         match refused {
             Some(error) => {
                 tracing::warn!(%error, "cannot delete a UDP flow; tried again with the next change")

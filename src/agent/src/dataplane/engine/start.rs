@@ -166,6 +166,9 @@ impl Engine {
         let addresses = served.kernel.host_addresses().await?;
         let network = node::network(&addresses, &self.node_port_addresses(), &self.config.node_ips);
         let dirty = self.desired.set_node(network);
+        if !dirty.is_empty() {
+            self.checks.addresses();
+        }
         self.soil(dirty);
         Ok(())
     }
@@ -197,7 +200,7 @@ impl Engine {
     }
 
     /// As configured; else as kube-proxy has it: primary addresses with nftables, all of them otherwise.
-    fn node_port_addresses(&self) -> Cow<'_, NodePortAddresses> {
+    pub(super) fn node_port_addresses(&self) -> Cow<'_, NodePortAddresses> {
         match (&self.config.node_port_addresses, self.in_force) {
             (Some(given), _) => Cow::Borrowed(given),
             (None, BackEnd::Nftables) => Cow::Owned(NodePortAddresses::Primary),
