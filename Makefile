@@ -45,6 +45,6 @@ demo: deps ## boot a throwaway node and show the main job on real containers
 node-shell: deps ## boot the same node with the examples running and log in
 	@$(INTEGRATION) shell
 
-bench: ## figures on the native node, one JSON line each in target/bench/
+bench: ## figures of the release build, one JSON line each in target/bench/; ONLY=NAME for one (`integration bench --help`)
 	@scripts/install-deps build netns node
-	@$(INTEGRATION) bench
+	@$(INTEGRATION) bench $(ONLY)

@@ -26,8 +26,8 @@ enum Sub {
     Demo,
     /// A shell on such a node.
     Shell,
-    /// Figures on the native node.
-    Bench,
+    /// Figures of the release build: those named, or all.
+    Bench(bench::Choice),
     /// Build the test images; prints the folder with the archives.
     Images,
     /// Build the node's root and unpack the images; prints containerd's state folder.
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Sub::Test { tiers } => tiers::run(&tiers),
         Sub::Demo => demo::run(),
         Sub::Shell => demo::shell(),
-        Sub::Bench => bench::run(),
+        Sub::Bench(choice) => bench::run(&choice),
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
         Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),

@@ -125,6 +125,14 @@ impl NativeNode {
         PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
     }
 
+    /// The service's process as this machine counts, while it runs.
+    pub fn process(&self, service: Service) -> Option<u32> {
+        // The program itself is the only child of the nsenter that was started here.
+        let (_, nsenter) = self.services.iter().find(|(s, _)| *s == service)?;
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", nsenter.id())).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
     fn enter(&self) -> Run {
         Run::new("nsenter").args(self.enter_args())
     }
@@ -204,7 +212,8 @@ impl NativeNode {
             fs::remove_file(&socket)?;
         }
         let socket = UnixDatagram::bind(&socket)?;
-        socket.set_nonblocking(true)?;
+        // Waits for a word as long as it takes to look whether the daemon still lives.
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let line = format!(
             "env NOTIFY_SOCKET=/run/harness/notify {BINARY} agent --standalone --manifests {MANIFESTS} --config {CONFIG}"
         );

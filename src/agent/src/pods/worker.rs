@@ -17,6 +17,7 @@ use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
 use longshore_core::pod::step::{Step, StepKey, StepOutcome, StepResult};
+use longshore_core::volume::VolumeContents;
 use longshore_core::wire::{PodView, TimelineOutcome};
 use tokio::sync::watch;
 
@@ -60,6 +61,8 @@ pub(super) struct Worker {
     prior: Option<PodStatus>,
     order: u64,
     objects: ReferencedObjects,
+    /// What the volumes are to publish on this node; `None` once the pod or its objects changed.
+    contents: Option<(Arc<NodeContext>, VolumeContents)>,
     steps: Steps,
     node: watch::Receiver<Arc<NodeContext>>,
     object_changes: watch::Receiver<u64>,
@@ -86,6 +89,7 @@ impl Worker {
             prior: birth.prior,
             order: birth.order,
             objects,
+            contents: None,
             steps: Steps::default(),
             node,
             object_changes,
@@ -159,7 +163,7 @@ impl Worker {
             ended = self.steps.next() => self.step_ended(ended),
             Ok(()) = self.node.changed() => {}
             Ok(()) = self.object_changes.changed() => {
-                self.objects = self.deps.objects.referenced(&self.desired.pod);
+                self.look_up_objects();
             }
             () = timer => {}
         }
@@ -209,8 +213,14 @@ impl Worker {
             self.deps.view.event(&desired.uid, self.deps.clock.now(), "asked to end".into(), why);
         }
         self.desired = Arc::new(desired);
-        self.objects = self.deps.objects.referenced(&self.desired.pod);
+        self.look_up_objects();
         self.unsaved = true;
+    }
+
+    /// What the pod names may be another object now, and the pod another pod.
+    fn look_up_objects(&mut self) {
+        self.objects = self.deps.objects.referenced(&self.desired.pod);
+        self.contents = None;
     }
 
     fn absorb(&mut self, reading: longshore_core::pod::observed::ObservedPod) -> bool {
@@ -288,17 +298,8 @@ impl Worker {
         let node = self.node.borrow_and_update().clone();
         for _ in 0..ROUNDS {
             let now = self.deps.clock.now();
-            let lifecycle = self.lifecycle.clone();
-            let snapshot = PodSnapshot {
-                now,
-                desired: &self.desired,
-                lifecycle: &lifecycle,
-                observed: self.known.pod(),
-                local: &self.local,
-                node: &node,
-                objects: &self.objects,
-                prior: self.prior.as_ref(),
-            };
+            self.read_contents(&node, now);
+            let snapshot = self.snapshot(&node, now);
             let plan = (self.deps.planner.plan)(&snapshot);
             let status = (self.deps.planner.status)(&snapshot, &plan);
             let moved = self.move_on(&plan, now);
@@ -311,6 +312,29 @@ impl Worker {
         if self.unsaved {
             self.save();
         }
+    }
+
+    fn snapshot<'a>(&'a self, node: &'a NodeContext, now: Timestamp) -> PodSnapshot<'a> {
+        PodSnapshot {
+            now,
+            desired: &self.desired,
+            lifecycle: &self.lifecycle,
+            observed: self.known.pod(),
+            local: &self.local,
+            node,
+            objects: &self.objects,
+            contents: self.contents.as_ref().map(|(_, contents)| contents),
+            prior: self.prior.as_ref(),
+        }
+    }
+
+    /// Objects can be large and plans are many: what volumes publish is read once per change of what it is made of.
+    fn read_contents(&mut self, node: &Arc<NodeContext>, now: Timestamp) {
+        if self.contents.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, node)) {
+            return;
+        }
+        let contents = VolumeContents::of(&self.snapshot(node, now));
+        self.contents = Some((node.clone(), contents));
     }
 
     /// Takes the plan's lifecycle; answers whether it is another one.

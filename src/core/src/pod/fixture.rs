@@ -125,6 +125,7 @@ impl Fixture {
             local: &self.local,
             node: &self.node,
             objects: &self.objects,
+            contents: None,
             prior: self.prior.as_ref(),
         }
     }

@@ -16,6 +16,7 @@ use crate::pod::lifecycle::Lifecycle;
 use crate::pod::local::LocalState;
 use crate::pod::observed::ObservedPod;
 use crate::pod::step::{Hook, Step, StepKey};
+use crate::volume::VolumeContents;
 
 #[derive(Clone, Copy, Debug)]
 pub struct PodSnapshot<'a> {
@@ -26,6 +27,9 @@ pub struct PodSnapshot<'a> {
     pub local: &'a LocalState,
     pub node: &'a NodeContext,
     pub objects: &'a ReferencedObjects,
+    /// What the volumes are to publish, where it was worked out since the pod, its objects or the node last changed.
+    /// Without it a plan works it out itself: the plan is the same, at the price of reading all data.
+    pub contents: Option<&'a VolumeContents>,
     /// The status last published, for transition times and what must never go back.
     pub prior: Option<&'a PodStatus>,
 }

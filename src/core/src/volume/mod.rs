@@ -3,6 +3,7 @@
 
 pub mod files;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Volume};
@@ -39,7 +40,7 @@ pub fn action(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<VolumeActio
     placed(snapshot, volume, source).ok_or_else(|| unsupported(volume))
 }
 
-/// A volume of files as it stands, while what it is made of cannot be read: where it is, for mounts.
+/// A volume as it stands, without what it publishes: where it is, for mounts.
 pub fn published_action(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Option<VolumeAction> {
     placed(snapshot, volume, VolumeSource::Files { files: Vec::new(), in_memory: false })
 }
@@ -99,6 +100,28 @@ fn empty_dir(source: &EmptyDirVolumeSource) -> VolumeSource {
     let size =
         source.size_limit.as_ref().and_then(|limit| amount(limit).ok()).map(|limit| limit.unsigned_value());
     VolumeSource::EmptyDirMemory { size: size.filter(|size| *size > 0) }
+}
+
+/// What each volume of a pod is to publish, as the identity of its content, or why it cannot be made. It follows
+/// from the pod, the objects it refers to and the node alone: whoever plans often works it out once per change of
+/// one of these and hands it to the plans between ([`PodSnapshot::contents`]), so that no plan reads the objects'
+/// data again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeContents(BTreeMap<String, Result<u64, RefError>>);
+
+impl VolumeContents {
+    /// Of the pod as it is wanted now.
+    pub fn of(snapshot: &PodSnapshot<'_>) -> Self {
+        let spec = containers::spec(&snapshot.desired.pod);
+        let content = |volume: &Volume| action(snapshot, volume).map(|action| content_hash(&action));
+        let volumes = spec.volumes.iter().flatten();
+        Self(volumes.map(|volume| (volume.name.clone(), content(volume))).collect())
+    }
+
+    /// Whether the volume is to publish just this.
+    pub fn is(&self, volume: &str, content: u64) -> bool {
+        self.0.get(volume).is_some_and(|wanted| *wanted == Ok(content))
+    }
 }
 
 /// Identity of a volume's published content; 0 for volumes without content of their own.

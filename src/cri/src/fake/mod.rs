@@ -4,6 +4,7 @@
 //! [`FakeRuntime::runtime`] gives the same handles the real client gives: the very same client code over
 //! the very same messages, only without a socket. [`FakeCriServer`] serves the same fake on a real socket.
 
+mod busy;
 mod faults;
 mod in_process;
 mod script;
@@ -34,6 +35,7 @@ use crate::api::v1;
 use crate::client::{CriClient, Timeouts};
 use crate::counters::{CallCounters, Operation};
 use crate::runtime_info::CgroupDriver;
+use busy::Busy;
 use faults::Faults;
 use state::{Change, Phase, State};
 
@@ -97,6 +99,7 @@ struct Inner {
     settings: Mutex<Settings>,
     faults: Mutex<Faults>,
     counters: CallCounters,
+    busy: Busy,
     events: broadcast::Sender<v1::ContainerEventResponse>,
     /// Counts changes of state, for those who wait for one.
     changed: watch::Sender<u64>,
@@ -130,6 +133,7 @@ impl FakeRuntime {
             settings: Mutex::default(),
             faults,
             counters: CallCounters::default(),
+            busy: Busy::default(),
             events: broadcast::Sender::new(EVENT_BUFFER),
             changed: watch::Sender::new(0),
             down: watch::Sender::new(false),
@@ -312,6 +316,11 @@ impl FakeRuntime {
     /// All calls that came in.
     pub fn counters(&self) -> &CallCounters {
         &self.inner.counters
+    }
+
+    /// How long at least one call was under way, all such times together; a call that is now is not in.
+    pub fn busy(&self) -> Duration {
+        self.inner.busy.total()
     }
 
     /// Names of the containers that were started, in order, repeats included.

@@ -31,6 +31,7 @@ impl FakeRuntime {
         work: impl Future<Output = Result<T, Status>>,
     ) -> Reply<T> {
         let started = Instant::now();
+        let _busy = self.inner.busy.begin();
         let mut down = self.inner.down.subscribe();
         let result = tokio::select! {
             biased;

@@ -8,6 +8,7 @@ use crate::pod::fixture::{Fixture, at, exited, running, sandbox};
 use crate::pod::local::{ProbeResult, ProbeResults};
 use crate::pod::observed::SandboxState;
 use crate::pod::step::{Step, StepKey, StepKind, StepOutcome, StepResult};
+use crate::volume::VolumeContents;
 
 fn names(plan: &Plan) -> Vec<String> {
     plan.steps.iter().map(|step| step.key().to_string()).collect()
@@ -374,6 +375,29 @@ fn changed_content_is_published_anew() {
     model.fixture.config_map("c", &[("a", "2")]);
     assert!(model.settle(50));
     assert_eq!(model.log, ["update volume v"]);
+}
+
+#[test]
+fn contents_worked_out_before_change_no_plan() {
+    let spec = json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}, {"name": "e", "emptyDir": {}},
+            {"name": "s", "secret": {"secretName": "s"}}],
+        "containers": [{"name": "web", "image": "w:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]});
+    let mut model = Model::new(manifest(spec), 1);
+    let same_plan = |model: &Model, said: &str| {
+        let contents = VolumeContents::of(&model.fixture.snapshot());
+        let with = PodSnapshot { contents: Some(&contents), ..model.fixture.snapshot() };
+        assert_eq!(plan(&with), plan(&model.fixture.snapshot()), "{said}");
+    };
+    same_plan(&model, "both objects missing");
+    model.fixture.config_map("c", &[("a", "1")]);
+    model.fixture.secret("s", &[("k", "1")]);
+    same_plan(&model, "nothing published");
+    assert!(model.settle(50));
+    same_plan(&model, "all published");
+    model.fixture.config_map("c", &[("a", "2")]);
+    same_plan(&model, "one to be updated");
+    model.fixture.objects.secrets.clear();
+    same_plan(&model, "one taken away");
 }
 
 #[test]

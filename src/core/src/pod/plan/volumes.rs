@@ -13,6 +13,13 @@ pub(super) fn volumes(draft: &mut Draft<'_, '_>) -> Option<Vec<VolumeAction>> {
     let mut all_there = true;
     for volume in spec(draft.facts.pod()).volumes.iter().flatten() {
         let published = snapshot.local.volumes.get(&volume.name).copied();
+        let is_wanted = |hash| snapshot.contents.is_some_and(|contents| contents.is(&volume.name, hash));
+        if let Some(stands) =
+            published.filter(|hash| is_wanted(*hash)).and_then(|_| published_action(snapshot, volume))
+        {
+            actions.push(stands);
+            continue;
+        }
         match action(snapshot, volume) {
             Ok(wanted) => {
                 follow(draft, &wanted, published);

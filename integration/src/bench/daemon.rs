@@ -1,0 +1,147 @@
+//! A running daemon as a bench looks at it: its processor time and memory by the kernel, its pods by the admin
+//! socket. Looking costs the daemon as little as can be; nothing here starts or stops anything.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::process::wait_until;
+
+/// The daemon, by its process and its admin socket.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// As this machine counts.
+    pub pid: u32,
+    /// As this machine reaches it.
+    pub socket: PathBuf,
+}
+
+/// MiB, as proc_pid_status(5) has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    pub resident: f64,
+    pub anonymous: f64,
+    /// Largest resident set so far.
+    pub peak: f64,
+}
+
+impl Watched {
+    /// Processor seconds used so far by all threads, ended ones included; the clock counts nanoseconds.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn cpu(&self) -> Result<f64> {
+        let clock = nix::time::clock_getcpuclockid(Pid::from_raw(self.pid as i32))
+            .with_context(|| format!("no process {}", self.pid))?;
+        Ok(Duration::from(clock.now()?).as_secs_f64())
+    }
+
+    /// # Errors
+    /// Where the process is gone.
+    pub fn memory(&self) -> Result<Memory> {
+        let file = format!("/proc/{}/status", self.pid);
+        let text = fs::read_to_string(&file).with_context(|| file.clone())?;
+        let field = |name: &str| -> Result<f64> {
+            let line = text.lines().find(|line| line.starts_with(name));
+            let kib =
+                line.and_then(|line| line.split_whitespace().nth(1)).and_then(|n| n.parse::<f64>().ok());
+            Ok(kib.with_context(|| format!("{file} has no {name}"))? / 1024.0)
+        };
+        Ok(Memory { resident: field("VmRSS:")?, anonymous: field("RssAnon:")?, peak: field("VmHWM:")? })
+    }
+
+    /// One view of the admin API.
+    ///
+    /// # Errors
+    /// Where nobody answers, or not with JSON.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        let mut stream = UnixStream::connect(&self.socket).context("the admin socket")?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: longshore\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8(answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("not an HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{path}: {}", head.lines().next().unwrap_or_default());
+        serde_json::from_str(body).with_context(|| format!("{path} is not JSON"))
+    }
+
+    /// Until it serves its admin socket.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn serves(&self) -> Result<()> {
+        wait_until(Duration::from_secs(20), Duration::from_millis(5), || self.get("/v1/node").map(drop))
+    }
+
+    /// When each of these pods was Ready first, by the daemon's own time line. It is asked for one pod after the
+    /// other, so that the asking costs it nothing worth counting.
+    ///
+    /// # Errors
+    /// Names the first pod that is not Ready in time.
+    pub fn ready_at(&self, names: &[String], within: Duration) -> Result<Vec<Timestamp>> {
+        names.iter().map(|name| self.pod_ready_at(name, within)).collect()
+    }
+
+    fn pod_ready_at(&self, name: &str, within: Duration) -> Result<Timestamp> {
+        let path = format!("/v1/pods/default/{name}/timeline");
+        wait_until(within, Duration::from_millis(100), || {
+            let lines = self.get(&path)?;
+            let lines = lines.as_array().context("a time line is a list")?;
+            let ready = lines.iter().find(|line| line["what"] == "Ready");
+            let Some(at) = ready.and_then(|line| line["at"].as_str()) else {
+                bail!("pod {name} is not Ready")
+            };
+            Ok(at.parse()?)
+        })
+    }
+
+    /// The Ready condition of every pod, since when included, by name.
+    ///
+    /// # Errors
+    /// Where the daemon does not answer.
+    pub fn ready_conditions(&self) -> Result<BTreeMap<String, Value>> {
+        let pods = self.get("/v1/pods")?;
+        let pods = pods.as_array().context("pods are a list")?;
+        let ready = |pod: &Value| {
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let found = conditions.into_iter().find(|condition| condition["type"] == "Ready");
+            let mut found = found.unwrap_or(Value::Null);
+            // When it was last looked at is no transition.
+            if let Some(fields) = found.as_object_mut() {
+                fields.remove("lastProbeTime");
+            }
+            (pod["key"]["name"].as_str().unwrap_or_default().to_owned(), found)
+        };
+        Ok(pods.iter().map(ready).collect())
+    }
+}
+
+/// `web-0`, `web-1`, ...
+pub fn names(pods: usize) -> Vec<String> {
+    (0..pods).map(|n| format!("web-{n}")).collect()
+}
+
+/// One document per pod; `more` is added to its only container.
+pub fn manifests(pods: usize, more: &str) -> String {
+    let manifest = |name: &String| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\nspec:\n  \
+             terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: web, image: 'longshore.test/web:1'{more}}}\n"
+        )
+    };
+    names(pods).iter().map(manifest).collect()
+}
+
+/// Seconds from one instant to another.
+pub fn seconds(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64()
+}

@@ -1,0 +1,117 @@
+//! `make bench`: figures of the release build, one JSON line each in `target/bench/`, with the goal and the peer's
+//! figure where it was measured in the same place. Figures are reported, never asserted.
+//! One file per bench; what they share is `figure` (how a figure is told), `daemon` (a process that is looked at),
+//! `fake` (the daemon on the fake runtime) and `node` (the daemon on a native node).
+
+mod daemon;
+mod delay;
+mod fake;
+mod figure;
+mod idle;
+mod memory;
+mod node;
+mod peers;
+mod ready;
+mod restart;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tiers::workspace_root;
+use figure::Report;
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bench {
+    /// Own delay and CPU per pod start and stop, on the fake runtime with fixed call costs; 1, 10, 110 pods
+    Delay,
+    /// Manifests written to Ready, CPU per pod started and stopped, on the native node; 1, 10, 50, 110 pods
+    Ready,
+    /// Resident memory with 0, 10 and 110 pods, on the native node
+    Memory,
+    /// Idle CPU with 10 and 110 pods, and with 50 pods that have a probe each second, on the native node
+    Idle,
+    /// The daemon killed and started over 110 pods, on the native node: start to serving, Ready transitions
+    Restart,
+}
+
+impl Bench {
+    const ALL: &'static [Bench] = &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart];
+
+    fn name(self) -> &'static str {
+        match self {
+            Bench::Delay => "delay",
+            Bench::Ready => "ready",
+            Bench::Memory => "memory",
+            Bench::Idle => "idle",
+            Bench::Restart => "restart",
+        }
+    }
+
+    fn run(self, report: &mut Report) -> Result<()> {
+        match self {
+            Bench::Delay => delay::run(report),
+            Bench::Ready => ready::run(report),
+            Bench::Memory => memory::run(report),
+            Bench::Idle => idle::run(report),
+            Bench::Restart => restart::run(report),
+        }
+    }
+}
+
+/// What to run, and on what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choice {
+    /// Those to run; all where none is named.
+    only: Vec<Bench>,
+    /// Measure this daemon instead of a fresh release build.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Only the figures of so many pods.
+    #[arg(long, value_name = "N")]
+    pods: Option<usize>,
+}
+
+/// Runs what was chosen.
+///
+/// # Errors
+/// Where the daemon does not do what is measured.
+pub fn run(choice: &Choice) -> Result<()> {
+    let binary = match &choice.binary {
+        Some(binary) => fs::canonicalize(binary).with_context(|| binary.display().to_string())?,
+        None => {
+            build(&["-p", "longshore"])?;
+            release("longshore")
+        }
+    };
+    let benches = if choice.only.is_empty() { Bench::ALL } else { &choice.only };
+    for bench in benches {
+        println!("\n==== bench {}", bench.name());
+        let mut report = Report::create(bench.name(), &binary, choice.pods)?;
+        bench.run(&mut report).with_context(|| format!("bench {}", bench.name()))?;
+        println!("written to {}", report.path().display());
+    }
+    Ok(())
+}
+
+/// Where a program of the release build is.
+fn release(name: &str) -> PathBuf {
+    workspace_root().join("target/release").join(name)
+}
+
+/// Builds what is measured.
+fn build(what: &[&str]) -> Result<()> {
+    let status = Command::new("cargo")
+        .args(["build", "-q", "--release", "--locked"])
+        .args(what)
+        .current_dir(workspace_root())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("cargo build --release {} failed", what.join(" "));
+    }
+    Ok(())
+}
