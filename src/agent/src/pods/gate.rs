@@ -156,8 +156,9 @@ fn stage(kind: StepKind) -> u8 {
 }
 
 /// The number of steps at once, learned from how much longer they take than the fastest lately
-/// (the gradient of latency, as TCP Vegas does it): up by one per round while they are hardly
-/// slower, down by a tenth when they are much slower.
+/// (the gradient of latency, as TCP Vegas does it): doubled per round until they are slower for the
+/// first time, then up by one per round while they are hardly slower, down by a tenth when they are
+/// much slower.
 #[derive(Debug)]
 struct Limit {
     floor: f64,
@@ -167,6 +168,8 @@ struct Limit {
     fastest: [Option<f64>; 3],
     /// Smoothed ratio of measured to fastest.
     strain: f64,
+    /// Nothing was slower yet: what is sustained is far off, or not known.
+    doubling: bool,
 }
 
 const HARDLY_SLOWER: f64 = 1.5;
@@ -175,7 +178,14 @@ const MUCH_SLOWER: f64 = 2.5;
 impl Limit {
     fn new(floor: usize, initial: usize, ceiling: usize) -> Self {
         let (floor, ceiling) = (floor as f64, ceiling.max(floor) as f64);
-        Self { floor, ceiling, now: (initial as f64).clamp(floor, ceiling), fastest: [None; 3], strain: 1.0 }
+        Self {
+            floor,
+            ceiling,
+            now: (initial as f64).clamp(floor, ceiling),
+            fastest: [None; 3],
+            strain: 1.0,
+            doubling: true,
+        }
     }
 
     fn now(&self) -> usize {
@@ -189,12 +199,14 @@ impl Limit {
         let fastest = slot.map_or(took, |old| (old * 1.001).min(took));
         *slot = Some(fastest);
         self.strain = self.strain * 0.8 + (took / fastest) * 0.2;
+        self.doubling &= self.strain < HARDLY_SLOWER;
         if self.strain > MUCH_SLOWER {
             self.now = (self.now * 0.9).max(self.floor);
             // Let the next steps show what the lower limit does before it is lowered again.
             self.strain = HARDLY_SLOWER;
         } else if self.strain < HARDLY_SLOWER && saturated {
-            self.now = (self.now + 1.0 / self.now).min(self.ceiling);
+            let more = if self.doubling { 1.0 } else { 1.0 / self.now };
+            self.now = (self.now + more).min(self.ceiling);
         }
     }
 }
@@ -246,6 +258,18 @@ mod tests {
         let (half, last) = (ready[50], ready[99]);
         assert!(ready[0] < Duration::from_secs(1), "first after {:?}", ready[0]);
         assert!(half.as_secs_f64() < last.as_secs_f64() * 0.6, "half after {half:?}, last after {last:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_takes_all_is_soon_given_all() {
+        // Alone a pod takes 0.3 s; doubling from two at once, the hundredth waits for a few rounds of steps.
+        let (limit, ready) = start_pods(110, 64.0).await;
+        assert!(limit > 32, "{limit} at once where 64 are sustained");
+        let (half, last) = (ready[55], ready[109]);
+        assert!(
+            half < Duration::from_millis(900) && last < Duration::from_millis(1300),
+            "half after {half:?}, last after {last:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

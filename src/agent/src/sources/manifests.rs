@@ -1,7 +1,7 @@
 //! Watches a folder of manifests: inotify for speed, a regular listing as the audit, and one
 //! `Folder` that decides what it all means. Only looking and waiting happen here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::Metadata;
 use std::io::Read;
@@ -21,8 +21,11 @@ use tokio::time::Instant;
 
 use super::folder::{Change, FileContent, Folder, MAX_FILE_BYTES, MAX_FILES, Scan};
 
-/// Quiet time after the last event before the folder is looked at: an editor's rename dance is one change.
+/// Quiet time after the last event before the folder is looked at while a file is gone or half there: an editor's
+/// rename dance is one change.
 const SETTLE: Duration = Duration::from_millis(100);
+/// The same where every file that was touched is there in full: only files that came together are waited for.
+const SETTLE_ARRIVED: Duration = Duration::from_millis(2);
 /// Changes are looked at after this long even while more of them come.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(1);
 /// A file somebody writes to is not read before it is closed, for at most this long.
@@ -71,6 +74,7 @@ impl Manifests {
             synced: synced_sender,
             seen: HashMap::new(),
             writing: HashMap::new(),
+            unsettled: BTreeSet::new(),
         };
         Self { task: tokio::spawn(watcher.run()), shared, synced }
     }
@@ -129,6 +133,19 @@ struct Watcher {
     seen: HashMap<PathBuf, Signature>,
     /// Files written to and not closed, since when.
     writing: HashMap<OsString, Instant>,
+    /// Files that went, or came and were not closed, since the last look: their change may be half done.
+    unsettled: BTreeSet<OsString>,
+}
+
+/// What an event says of the folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noted {
+    /// Something of a manifest.
+    Change,
+    /// A file that is none.
+    Nothing,
+    /// This watch sees nothing more.
+    Ended,
 }
 
 type Events = EventStream<[u8; 4096]>;
@@ -207,42 +224,54 @@ impl Watcher {
 
     /// Waits for the next change to settle, or for the audit. `false` where the watch has ended.
     async fn next_change(&mut self, events: &mut Events, pause: Duration) -> bool {
-        let first = tokio::time::timeout(pause, events.next()).await;
-        let Ok(first) = first else { return true };
-        if !self.note(first) {
-            return false;
+        let audit = Instant::now() + pause;
+        loop {
+            let Ok(event) = tokio::time::timeout_at(audit, events.next()).await else { return true };
+            match self.note(event) {
+                Noted::Change => break,
+                Noted::Nothing => {}
+                Noted::Ended => return false,
+            }
         }
         let latest = Instant::now() + SETTLE_AT_MOST;
         loop {
-            let quiet = (Instant::now() + SETTLE).min(latest);
-            match tokio::time::timeout_at(quiet, events.next()).await {
-                Err(_) => return true,
-                Ok(event) => {
-                    if !self.note(event) {
-                        return false;
-                    }
-                }
+            let settle = if self.unsettled.is_empty() { SETTLE_ARRIVED } else { SETTLE };
+            match tokio::time::timeout_at((Instant::now() + settle).min(latest), events.next()).await {
+                Err(_) => break,
+                Ok(event) => match self.note(event) {
+                    Noted::Ended => return false,
+                    Noted::Change | Noted::Nothing => {}
+                },
             }
         }
+        self.unsettled.clear();
+        true
     }
 
-    /// Remembers who is writing. `false` where this watch sees nothing more.
-    fn note(&mut self, event: Option<std::io::Result<inotify::Event<OsString>>>) -> bool {
-        let Some(Ok(event)) = event else { return false };
+    /// Remembers who is writing and what is half done.
+    fn note(&mut self, event: Option<std::io::Result<inotify::Event<OsString>>>) -> Noted {
+        let Some(Ok(event)) = event else { return Noted::Ended };
         if event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF) {
-            return false;
+            return Noted::Ended;
         }
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             self.writing.clear();
         }
-        if let Some(name) = event.name {
-            if event.mask.contains(EventMask::MODIFY) {
-                self.writing.entry(name).or_insert_with(Instant::now);
-            } else if !event.mask.contains(EventMask::CREATE) {
-                self.writing.remove(&name);
-            }
+        let Some(name) = event.name else { return Noted::Change };
+        if !is_manifest_name(Path::new(&name)) {
+            return Noted::Nothing;
         }
-        true
+        if event.mask.contains(EventMask::MODIFY) {
+            self.writing.entry(name.clone()).or_insert_with(Instant::now);
+        } else if !event.mask.contains(EventMask::CREATE) {
+            self.writing.remove(&name);
+        }
+        if event.mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO) {
+            self.unsettled.remove(&name);
+        } else {
+            self.unsettled.insert(name);
+        }
+        Noted::Change
     }
 }
 

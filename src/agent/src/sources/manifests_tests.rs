@@ -97,6 +97,19 @@ async fn a_file_is_not_read_while_somebody_writes_it() {
 }
 
 #[tokio::test]
+async fn a_file_that_an_editor_moves_aside_and_writes_anew_was_never_gone() {
+    let world = World::new(&[("a.yaml", &pod("a", "a:1"))]);
+    world.hears(&["+a:1"]).await;
+    // The same text comes back: nothing may be heard, above all no end.
+    fs::rename(world.path("a.yaml"), world.path("a.yaml~")).unwrap();
+    fs::write(world.path("other.yaml"), pod("o", "o:1")).unwrap();
+    tokio::time::sleep(SETTLE / 4).await;
+    fs::write(world.path("a.yaml"), pod("a", "a:1")).unwrap();
+    fs::remove_file(world.path("a.yaml~")).unwrap();
+    world.hears(&["+a:1", "+o:1"]).await;
+}
+
+#[tokio::test]
 async fn a_folder_taken_away_and_brought_back_ends_nothing() {
     let world = World::new(&[("a.yaml", &pod("a", "a:1"))]);
     world.hears(&["+a:1"]).await;
