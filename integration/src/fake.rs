@@ -55,6 +55,8 @@ pub enum Order {
     Counts,
     /// Answers how many calls came in, by operation; those without calls are left out.
     Calls,
+    /// Answers how long at least one call was under way so far, nanoseconds.
+    Busy,
     /// Answers the names of all containers started so far, in order.
     Starts,
 }

@@ -44,6 +44,7 @@ pub(crate) fn carry_out(fake: &FakeRuntime, order: Order) -> Result<Value, Strin
             return Ok(json!({"sandboxes": sandboxes, "containers": containers}));
         }
         Order::Calls => return Ok(json!(calls(fake))),
+        Order::Busy => return Ok(json!(u64::try_from(fake.busy().as_nanos()).unwrap_or(u64::MAX))),
         Order::Starts => return Ok(json!(fake.starts())),
     }
     Ok(Value::Null)

@@ -87,11 +87,11 @@ impl Watched {
     ///
     /// # Errors
     /// Names the first pod that is not Ready in time.
-    pub fn ready_at(&self, names: &[String], within: Duration) -> Result<Vec<Timestamp>> {
-        names.iter().map(|name| self.pod_ready_at(name, within)).collect()
+    pub fn started(&self, names: &[String], within: Duration) -> Result<Vec<Started>> {
+        names.iter().map(|name| self.pod_started(name, within)).collect()
     }
 
-    fn pod_ready_at(&self, name: &str, within: Duration) -> Result<Timestamp> {
+    fn pod_started(&self, name: &str, within: Duration) -> Result<Started> {
         let path = format!("/v1/pods/default/{name}/timeline");
         wait_until(within, Duration::from_millis(100), || {
             let lines = self.get(&path)?;
@@ -100,7 +100,7 @@ impl Watched {
             let Some(at) = ready.and_then(|line| line["at"].as_str()) else {
                 bail!("pod {name} is not Ready")
             };
-            Ok(at.parse()?)
+            Ok(Started { ready_at: at.parse()?, waited: lines.iter().filter_map(waited_millis).sum() })
         })
     }
 
@@ -125,6 +125,25 @@ impl Watched {
     }
 }
 
+/// How a pod's start went.
+#[derive(Debug, Clone, Copy)]
+pub struct Started {
+    pub ready_at: Timestamp,
+    /// Milliseconds its steps waited for their turn at the start gate; below five a step does not tell.
+    pub waited: f64,
+}
+
+/// Of a line of the time line: `waited 12 ms for its turn`. Pulls wait for each other, not at the gate.
+fn waited_millis(line: &Value) -> Option<f64> {
+    let step = line["what"].as_str()?;
+    let of_gate = ["create ", "start "].iter().any(|verb| step.starts_with(verb));
+    let millis = line["detail"].as_str()?.strip_prefix("waited ")?.split_whitespace().next()?;
+    of_gate.then(|| millis.parse().ok()).flatten()
+}
+
+/// Of every pod that is started.
+pub const IMAGE: &str = "longshore.test/web:1";
+
 /// `web-0`, `web-1`, ...
 pub fn names(pods: usize) -> Vec<String> {
     (0..pods).map(|n| format!("web-{n}")).collect()
@@ -135,7 +154,7 @@ pub fn manifests(pods: usize, more: &str) -> String {
     let manifest = |name: &String| {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\nspec:\n  \
-             terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: web, image: 'longshore.test/web:1'{more}}}\n"
+             terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: web, image: '{IMAGE}'{more}}}\n"
         )
     };
     names(pods).iter().map(manifest).collect()
@@ -144,4 +163,22 @@ pub fn manifests(pods: usize, more: &str) -> String {
 /// Seconds from one instant to another.
 pub fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_at_the_gate_are_read_from_the_time_line() {
+        for (what, detail, expected) in [
+            ("create sandbox", "waited 387 ms for its turn", Some(387.0)),
+            ("start container web", "waited 5 ms for its turn", Some(5.0)),
+            ("pull image for web", "waited 9 ms for its turn", None),
+            ("create sandbox", "", None),
+        ] {
+            let line = serde_json::json!({"what": what, "detail": detail});
+            assert_eq!(waited_millis(&line), expected, "{what}: {detail}");
+        }
+    }
 }

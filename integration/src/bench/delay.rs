@@ -6,12 +6,24 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::fake::FakeNode;
 use super::figure::{Figure, Goal, Report};
-use super::{build, peers};
+use super::node::BenchNode;
+use super::{build, peers, release};
+use crate::fake::Order;
+use crate::node::Node;
 
 /// Pods at once, and how often.
 const COUNTS: &[(usize, usize)] = &[(1, 20), (10, 5), (110, 3)];
+/// Milliseconds each call takes: about what containerd takes for it on an idle node.
+const COSTS: &[(&str, u64)] = &[
+    ("RunPodSandbox", 100),
+    ("CreateContainer", 30),
+    ("StartContainer", 50),
+    ("StopContainer", 20),
+    ("StopPodSandbox", 50),
+    ("RemoveContainer", 20),
+    ("RemovePodSandbox", 20),
+];
 /// Milliseconds over the runtime's own time.
 const GOAL: f64 = 20.0;
 /// A fifth of the least of the kubelet's, seconds.
@@ -19,7 +31,7 @@ const START_CPU_GOAL: f64 = 0.03 / 5.0;
 const STOP_CPU_GOAL: f64 = 0.02 / 5.0;
 
 pub fn run(report: &mut Report) -> Result<()> {
-    build(&["-p", "longshore-cri", "--features", "fake", "--example", "fake_runtime"])?;
+    build(&["-p", "longshore-fake-runtime"])?;
     let mut own = Own::default();
     for &(pods, rounds) in COUNTS {
         at_once(pods, rounds, &mut own, report).with_context(|| format!("{pods} pods"))?;
@@ -35,31 +47,33 @@ struct Own {
 }
 
 fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Result<()> {
-    let mut node = FakeNode::start(&format!("delay-{pods}"), report.binary())?;
-    let (mut starts, mut stops) = (Vec::new(), Vec::new());
-    let (mut start_cpu, mut stop_cpu, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    let name = format!("delay-{pods}");
+    let node = BenchNode::start_fake(&name, report.binary(), &release("fake-runtime"), COSTS)?;
+    let (mut starts, mut unhindered, mut stops) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut start_cpu, mut stop_cpu, mut start_calls) = (Vec::new(), Vec::new(), Vec::new());
     let per_pod = |spent: f64| spent / pods as f64;
-    let busy = |from: u64, to: u64| Duration::from_nanos(to - from).as_secs_f64();
     for _ in 0..rounds {
         quiet();
-        let (cpu, before) = (node.daemon.cpu()?, node.calls()?);
-        let ready = node.start_pods(pods)?;
-        let started = node.calls()?;
+        let (cpu, before) = (node.daemon.cpu()?, calls(&node)?);
+        let start = node.start_pods(pods, "")?;
+        let started = calls(&node)?;
         quiet();
         let between = node.daemon.cpu()?;
-        let stopping = node.calls()?;
+        let stopping = calls(&node)?;
         let gone = node.stop_pods()?;
-        let stopped = node.calls()?;
+        let stopped = calls(&node)?;
         quiet();
         if pods == 1 {
             *own = Own {
-                start: busy(before.busy_ns, started.busy_ns),
-                stop: busy(stopping.busy_ns, stopped.busy_ns),
+                start: (started.busy - before.busy).as_secs_f64(),
+                stop: (stopped.busy - stopping.busy).as_secs_f64(),
             };
         }
-        starts.extend(ready.iter().map(|took| (took - own.start) * 1000.0));
+        let over: Vec<f64> = start.seconds().iter().map(|took| (took - own.start) * 1000.0).collect();
+        unhindered.extend(over.iter().zip(&start.pods).map(|(over, pod)| over - pod.waited));
+        starts.extend(over);
         stops.extend(gone.iter().map(|took| (took - own.stop) * 1000.0));
-        calls.push(per_pod((started.calls - before.calls) as f64));
+        start_calls.push(per_pod((started.calls - before.calls) as f64));
         start_cpu.push(per_pod(between - cpu));
         stop_cpu.push(per_pod(node.daemon.cpu()? - between));
     }
@@ -71,10 +85,14 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
             .note(of_runtime(own.start)),
     )?;
     report.tell(
+        &Figure::new("the same without its waits at the start gate", pods, "ms", unhindered)?
+            .goal(Goal::median(GOAL)),
+    )?;
+    report.tell(
         &Figure::new("manifest removed to gone, over the runtime's own time", pods, "ms", stops)?
             .note(of_runtime(own.stop)),
     )?;
-    report.tell(&Figure::new("calls of the runtime per pod started", pods, "", calls)?)?;
+    report.tell(&Figure::new("calls of the runtime per pod started", pods, "", start_calls)?)?;
     let with_wait = "two idle seconds after it included; the peer's on real containerd";
     report.tell(
         &Figure::new("daemon's CPU per pod started", pods, "s", start_cpu)?
@@ -88,6 +106,22 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
             .peer(Some(peers::STOP_CPU))
             .note(with_wait),
     )
+}
+
+/// What the runtime was asked so far.
+#[derive(Debug, Clone, Copy)]
+struct Calls {
+    calls: u64,
+    /// How long at least one call was under way.
+    busy: Duration,
+}
+
+fn calls(node: &BenchNode) -> Result<Calls> {
+    let counts = node.node.order(&Order::Calls)?;
+    let counts = counts.as_object().context("calls by operation")?;
+    let busy = node.node.order(&Order::Busy)?.as_u64().context("nanoseconds")?;
+    let calls = counts.values().filter_map(serde_json::Value::as_u64).sum();
+    Ok(Calls { calls, busy: Duration::from_nanos(busy) })
 }
 
 /// Until nothing of the last change is under way any more.

@@ -1,11 +1,10 @@
 //! `make bench`: figures of the release build, one JSON line each in `target/bench/`, with the goal and the peer's
 //! figure where it was measured in the same place. Figures are reported, never asserted.
-//! One file per bench; what they share is `figure` (how a figure is told), `daemon` (a process that is looked at),
-//! `fake` (the daemon on the fake runtime) and `node` (the daemon on a native node).
+//! One file per bench; what they share is `figure` (how a figure is told), `peers` (the kubelet's), `daemon` (a process
+//! that is looked at) and `node` (the daemon on a native node, with containerd or with the fake runtime).
 
 mod daemon;
 mod delay;
-mod fake;
 mod figure;
 mod idle;
 mod memory;

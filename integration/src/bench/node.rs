@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
-use super::daemon::{self, Watched};
+use super::daemon::{self, Started, Watched};
+use crate::fake::{Cost, Order};
 use crate::native::{NativeNode, Options};
 use crate::node::{Kind, MANIFESTS, Node, Service};
 use crate::process::wait_until;
+use crate::scenario::form::Span;
 use crate::scenario::suite;
 use crate::vm::CgroupDriver;
 
@@ -19,6 +21,20 @@ use crate::vm::CgroupDriver;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// After a change, until nothing of it is under way any more.
 pub const SETTLE: Duration = Duration::from_secs(5);
+
+/// Pods that were written at one instant and became Ready.
+#[derive(Debug)]
+pub struct Start {
+    pub written: Timestamp,
+    pub pods: Vec<Started>,
+}
+
+impl Start {
+    /// Seconds until each was Ready.
+    pub fn seconds(&self) -> Vec<f64> {
+        self.pods.iter().map(|pod| daemon::seconds(self.written, pod.ready_at)).collect()
+    }
+}
 
 /// A native node with the daemon running.
 #[derive(Debug)]
@@ -28,18 +44,29 @@ pub struct BenchNode {
 }
 
 impl BenchNode {
-    /// Up, with no pod.
+    /// Up on real containerd, with no pod.
     ///
     /// # Errors
     /// Where the node or the daemon does not come up.
     pub fn start(name: &str, binary: &Path) -> Result<Self> {
-        let options = Options {
-            name: format!("bench-{name}"),
-            binary: Some(binary.to_owned()),
-            config: suite::config(Kind::Native, CgroupDriver::Cgroupfs, "maxPods: 200\n"),
-            images: true,
-        };
-        let mut node = NativeNode::start(&options)?;
+        Self::with_daemon(NativeNode::start(&options(name, binary, Kind::Native))?)
+    }
+
+    /// Up on the fake runtime's program, where every call of a name takes so many milliseconds; with no pod.
+    ///
+    /// # Errors
+    /// Where the node or the daemon does not come up.
+    pub fn start_fake(name: &str, binary: &Path, runtime: &Path, costs: &[(&str, u64)]) -> Result<Self> {
+        let node = NativeNode::start_fake(&options(name, binary, Kind::Fake), runtime)?;
+        node.order(&Order::Image(daemon::IMAGE.to_owned()))?;
+        for &(call, millis) in costs {
+            let takes = Span(Duration::from_millis(millis));
+            node.order(&Order::Cost(Cost { operation: Some(call.to_owned()), takes }))?;
+        }
+        Self::with_daemon(node)
+    }
+
+    fn with_daemon(mut node: NativeNode) -> Result<Self> {
         node.start(Service::Agent)?;
         let daemon = watched(&node)?;
         Ok(Self { node, daemon })
@@ -55,40 +82,53 @@ impl BenchNode {
         Ok(())
     }
 
-    /// Writes so many pods at once, all in one file; gives the seconds until each was Ready. `more` is added to
-    /// their container.
+    /// Writes so many pods at once, all in one file, and waits until all are Ready. `more` is added to their container.
     ///
     /// # Errors
     /// Where they do not become Ready.
-    pub fn start_pods(&self, pods: usize, more: &str) -> Result<Vec<f64>> {
+    pub fn start_pods(&self, pods: usize, more: &str) -> Result<Start> {
         let (part, file) = (self.manifest("pods.part"), self.manifest("pods.yaml"));
         fs::write(&part, daemon::manifests(pods, more))?;
         let written = Timestamp::now();
         fs::rename(part, file)?;
-        let ready = self.daemon.ready_at(&daemon::names(pods), PATIENCE)?;
-        Ok(ready.into_iter().map(|at| daemon::seconds(written, at)).collect())
+        let pods = self.daemon.started(&daemon::names(pods), PATIENCE)?;
+        Ok(Start { written, pods })
     }
 
-    /// Removes the file; gives the seconds until nothing of any pod was left on the node's disk.
+    /// Removes the file; gives the seconds until nothing was left on the node's disk, for each pod.
     ///
     /// # Errors
     /// Where something stays.
-    pub fn stop_pods(&self) -> Result<f64> {
+    pub fn stop_pods(&self) -> Result<Vec<f64>> {
         let folder = self.node.path("/var/lib/kubelet/pods");
+        let mut left = fs::read_dir(&folder)?.count();
+        let mut gone = Vec::new();
         let removed = Timestamp::now();
         fs::remove_file(self.manifest("pods.yaml"))?;
-        wait_until(PATIENCE, Duration::from_millis(10), || {
-            let left = fs::read_dir(&folder)?.count();
-            if left > 0 {
-                bail!("{left} pods are left");
+        wait_until(PATIENCE, Duration::from_millis(1), || {
+            let now = fs::read_dir(&folder)?.count();
+            let took = daemon::seconds(removed, Timestamp::now());
+            gone.extend(std::iter::repeat_n(took, left.saturating_sub(now)));
+            left = now;
+            if now > 0 {
+                bail!("{now} pods are left");
             }
             Ok(())
         })?;
-        Ok(daemon::seconds(removed, Timestamp::now()))
+        Ok(gone)
     }
 
     fn manifest(&self, name: &str) -> PathBuf {
         self.node.path(&format!("{MANIFESTS}/{name}"))
+    }
+}
+
+fn options(name: &str, binary: &Path, kind: Kind) -> Options {
+    Options {
+        name: format!("bench-{name}"),
+        binary: Some(binary.to_owned()),
+        config: suite::config(kind, CgroupDriver::Cgroupfs, "maxPods: 200\n"),
+        images: true,
     }
 }
 

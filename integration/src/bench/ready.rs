@@ -31,12 +31,12 @@ fn at_once(pods: usize, rounds: usize, report: &mut Report) -> Result<()> {
     for _ in 0..rounds {
         settle();
         let before = node.daemon.cpu()?;
-        let times = node.start_pods(pods, "")?;
+        let times = node.start_pods(pods, "")?.seconds();
         settle();
         let started = node.daemon.cpu()?;
         last.push(times.iter().copied().fold(0.0, f64::max));
         ready.extend(times);
-        gone.push(node.stop_pods()?);
+        gone.extend(node.stop_pods()?);
         settle();
         start_cpu.push(per_pod(started - before));
         stop_cpu.push(per_pod(node.daemon.cpu()? - started));
@@ -46,7 +46,7 @@ fn at_once(pods: usize, rounds: usize, report: &mut Report) -> Result<()> {
         figure = figure.goal(Goal::median_and_last(GOAL.0, GOAL.1));
     }
     report.tell(&figure)?;
-    report.tell(&Figure::new("manifest removed to the last pod gone", pods, "s", gone)?)?;
+    report.tell(&Figure::new("manifest removed to gone", pods, "s", gone)?)?;
     let with_wait = "five idle seconds after it included";
     report.tell(
         &Figure::new("daemon's CPU per pod started", pods, "s", start_cpu)?

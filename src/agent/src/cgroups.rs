@@ -20,6 +20,8 @@ use crate::text::error_chain;
 /// Values of the QoS levels are looked at again after this long (kubelet-surface B11), and whenever
 /// the pods of the node change.
 const QOS_PERIOD: Duration = Duration::from_secs(60);
+/// Between two looks: many pods that change together are summed up once.
+const QOS_PAUSE: Duration = Duration::from_millis(100);
 /// Killed processes leave their cgroup within milliseconds; one that hangs in the kernel may not.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 const EMPTY_POLL: Duration = Duration::from_millis(20);
@@ -124,6 +126,8 @@ pub async fn keep_qos_levels(
             changed = changes.changed() => if changed.is_err() { return },
             changed = node.changed() => if changed.is_err() { return },
         }
+        tokio::time::sleep(QOS_PAUSE).await;
+        changes.mark_unchanged();
     }
 }
 

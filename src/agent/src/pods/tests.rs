@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use longshore_core::pod::desired::{Deletion, EndCause, PodSource};
+use longshore_core::pod::observed::{ObservedSandbox, SandboxState};
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings, DnsSettings};
 use longshore_core::pod::step::{Step, StepError, StepKind, StepOutcome, StepResult};
 use prometheus_client::registry::Registry;
@@ -21,6 +22,9 @@ fn plan(snapshot: &PodSnapshot<'_>) -> Plan {
     if snapshot.desired.key.name.starts_with("panic") && snapshot.local.done.is_empty() {
         let panics = PANICS.fetch_add(1, Ordering::Relaxed);
         assert!(panics >= 2, "the planner fails on this pod");
+    }
+    if &*snapshot.desired.key.name == "counted" {
+        PLANS.fetch_add(1, Ordering::Relaxed);
     }
     let done = |kind| snapshot.local.done.iter().any(|key| key.kind == kind);
     let retry_at = snapshot.local.failures.values().map(|f| f.retry_at).max().filter(|at| *at > snapshot.now);
@@ -49,6 +53,8 @@ fn plan(snapshot: &PodSnapshot<'_>) -> Plan {
 }
 
 static PANICS: AtomicU32 = AtomicU32::new(0);
+/// Plans made for pods named so.
+static PLANS: AtomicU32 = AtomicU32::new(0);
 
 /// Takes 100 ms for a step, and counts what is under way per pod.
 #[derive(Debug, Default)]
@@ -226,6 +232,45 @@ async fn news_during_a_step_never_starts_it_twice() {
     }
     after(500).await;
     assert_eq!(world.executed().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_says_nothing_new_makes_no_plan() {
+    let world = World::new();
+    world.pods.desire(world.pod("counted", "u1"));
+    after(500).await;
+    let event = |state| {
+        let sandbox = ObservedSandbox {
+            id: "s".into(),
+            attempt: 0,
+            state,
+            created_at: Timestamp::UNIX_EPOCH,
+            ips: Vec::new(),
+            host_network: false,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        Part { at: world.clock.now(), sandbox: Some(sandbox), containers: Vec::new(), removed: None }
+    };
+    let plans = PLANS.load(Ordering::Relaxed);
+    for (what, part, more) in [
+        ("news", event(SandboxState::Ready), 1),
+        ("the same again", event(SandboxState::Ready), 0),
+        ("a change", event(SandboxState::NotReady), 1),
+        ("a late reading", event(SandboxState::Ready), 0),
+        ("its end", Part { removed: Some("s".into()), sandbox: None, ..event(SandboxState::NotReady) }, 1),
+        (
+            "its end told twice",
+            Part { removed: Some("s".into()), sandbox: None, ..event(SandboxState::NotReady) },
+            0,
+        ),
+    ] {
+        let before = PLANS.load(Ordering::Relaxed);
+        world.pods.event(&"u1".into(), part);
+        after(10).await;
+        assert_eq!(PLANS.load(Ordering::Relaxed) - before, more, "{what}");
+    }
+    assert!(plans <= 3, "{plans} plans for a pod of one step");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ use longshore_core::pod::desired::{DesiredPod, PodSource};
 use longshore_core::pod::known::KnownPod;
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::pod::local::LocalState;
+use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
@@ -73,6 +74,8 @@ pub(super) struct Worker {
     panics_in_a_row: u32,
     /// Something the record on disk carries has changed.
     unsaved: bool,
+    /// Something a plan looks at may have changed since the last one.
+    stale: bool,
 }
 
 impl Worker {
@@ -98,6 +101,7 @@ impl Worker {
             done_lately: HashMap::new(),
             panics_in_a_row: 0,
             unsaved: true,
+            stale: true,
         };
         worker.note_observation();
         worker
@@ -111,7 +115,10 @@ impl Worker {
             // turn computes everything from them again.
             let turn = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 self.read_mail(mail);
-                self.turn();
+                // Most events of the runtime repeat what its answer to our own call said.
+                if std::mem::take(&mut self.stale) {
+                    self.turn();
+                }
             }));
             match turn {
                 Ok(()) => self.panics_in_a_row = 0,
@@ -142,6 +149,7 @@ impl Worker {
 
     fn pause_after_panic(&mut self) {
         self.panics_in_a_row += 1;
+        self.stale = true;
         self.deps.metrics.worker_panics.inc();
         let doublings = self.panics_in_a_row.min(7) - 1;
         let pause = (PANIC_PAUSE * (1 << doublings)).min(PANIC_PAUSE_MAX);
@@ -159,7 +167,8 @@ impl Worker {
             }
         };
         tokio::select! {
-            () = self.inbox.arrived() => {}
+            // What came says itself whether it is news.
+            () = self.inbox.arrived() => return,
             ended = self.steps.next() => self.step_ended(ended),
             Ok(()) = self.node.changed() => {}
             Ok(()) = self.object_changes.changed() => {
@@ -167,6 +176,7 @@ impl Worker {
             }
             () = timer => {}
         }
+        self.stale = true;
     }
 
     fn read_mail(&mut self, mail: Mail) {
@@ -183,6 +193,7 @@ impl Worker {
         for part in mail.parts {
             self.absorb_part(part);
         }
+        self.stale |= !mail.verdicts.is_empty() || mail.unblocked;
         for ((id, kind), result) in mail.verdicts {
             let results = self.local.probes.entry(id).or_default();
             let slot = match kind {
@@ -215,6 +226,7 @@ impl Worker {
         self.desired = Arc::new(desired);
         self.look_up_objects();
         self.unsaved = true;
+        self.stale = true;
     }
 
     /// What the pod names may be another object now, and the pod another pod.
@@ -223,14 +235,20 @@ impl Worker {
         self.contents = None;
     }
 
-    fn absorb(&mut self, reading: longshore_core::pod::observed::ObservedPod) -> bool {
+    fn absorb(&mut self, reading: ObservedPod) -> bool {
         let before = self.known.pod().clone();
         let news = self.known.absorb(reading);
         if news {
-            self.tell_changes(&before);
-            self.note_observation();
+            self.observed(&before);
         }
         news
+    }
+
+    /// What is known of the runtime is another than before.
+    fn observed(&mut self, before: &ObservedPod) {
+        self.tell_changes(before);
+        self.note_observation();
+        self.stale = true;
     }
 
     /// What follows from the observation for the local state: crash back-off, instances forgotten.
@@ -241,15 +259,19 @@ impl Worker {
 
     fn absorb_part(&mut self, part: Part) {
         let before = self.known.pod().clone();
-        self.known.absorb_part(part.sandbox, part.containers, part.at);
+        let mut news = self.known.absorb_part(part.sandbox, part.containers, part.at);
         if let Some(id) = part.removed {
             self.known.apply(&StepResult::Removed(id), part.at);
+            let now = self.known.pod();
+            news |= now.sandboxes.len() != before.sandboxes.len();
+            news |= now.containers.len() != before.containers.len();
         }
-        self.tell_changes(&before);
-        self.note_observation();
+        if news {
+            self.observed(&before);
+        }
     }
 
-    fn tell_changes(&self, before: &longshore_core::pod::observed::ObservedPod) {
+    fn tell_changes(&self, before: &ObservedPod) {
         for event in events::of_containers(before, self.known.pod()) {
             tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, detail = %event.detail, "{}", event.what);
             self.deps.view.event(&self.desired.uid, event.at, event.what, event.detail);
