@@ -74,14 +74,6 @@ impl Watched {
         serde_json::from_str(body).with_context(|| format!("{path} is not JSON"))
     }
 
-    /// Until it serves its admin socket.
-    ///
-    /// # Errors
-    /// Where it does not.
-    pub fn serves(&self) -> Result<()> {
-        wait_until(Duration::from_secs(20), Duration::from_millis(5), || self.get("/v1/node").map(drop))
-    }
-
     /// When each of these pods was Ready first, by the daemon's own time line. It is asked for one pod after the
     /// other, so that the asking costs it nothing worth counting.
     ///
