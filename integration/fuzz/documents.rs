@@ -10,9 +10,11 @@ const SEEDS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace:
 /// What means something to YAML.
 const INDICATORS: &[u8] = b"{}[]:-&*|>'\"\n\t #!%@`,?";
 
+const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\ncurrent-context: a\ncontexts:\n- name: a\n  context: {cluster: c, user: u}\nclusters:\n- name: c\n  cluster:\n    server: https://[fd00::1]:6443/base\n    certificate-authority-data: Q0E=\nusers:\n- name: u\n  user:\n    client-certificate: pki/a.pem\n    client-key-data: hush\n";
+
 /// The seed with pieces cut out, doubled and overwritten as `bytes` say.
-fn mutated(bytes: &[u8]) -> String {
-    let mut text = SEEDS.as_bytes().to_vec();
+fn mutated(seed: &str, bytes: &[u8]) -> String {
+    let mut text = seed.as_bytes().to_vec();
     for edit in bytes.chunks_exact(4).take(32) {
         let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % text.len();
         let end = (at + usize::from(edit[3] % 40)).min(text.len());
@@ -52,7 +54,23 @@ fn manifests_of_any_bytes() {
 
 #[test]
 fn manifests_with_damage() {
-    check!().for_each(|bytes: &[u8]| read_everything(&mutated(bytes)));
+    check!().for_each(|bytes: &[u8]| read_everything(&mutated(SEEDS, bytes)));
+}
+
+#[test]
+fn kubeconfigs_with_damage() {
+    let path = std::path::Path::new("/etc/fuzz.conf");
+    check!().for_each(|bytes: &[u8]| {
+        for text in [mutated(KUBECONFIG, bytes), String::from_utf8_lossy(bytes).into_owned()] {
+            match longshore_cluster::Kubeconfig::parse(path, &text) {
+                Ok(config) => {
+                    assert!(!config.host.is_empty() && !config.base.ends_with('/'));
+                    assert!(!format!("{config:?}").contains("hush"), "a key is shown");
+                }
+                Err(error) => assert!(error.to_string().contains("fuzz.conf"), "{error}"),
+            }
+        }
+    });
 }
 
 #[test]

@@ -5,8 +5,10 @@
 //! steps these functions return.
 
 pub mod conntrack;
+pub mod event;
 pub mod explain;
 pub mod ids;
+pub mod node;
 pub mod pod;
 pub mod probe;
 pub mod resources;

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::ids::ObjectKey;
-use crate::pod::snapshot::ReferencedObjects;
+use crate::pod::snapshot::{ObjectRef, ReferencedObjects};
 
 /// Why a value or file could not be made from what it refers to. The text is one sentence that
 /// names the object and the mend; it never contains data of a secret.
@@ -15,6 +15,10 @@ pub enum RefError {
         "{kind} {object} has no key {key:?}, needed by {user}: add the key, or mark the reference optional"
     )]
     KeyMissing { kind: &'static str, object: ObjectKey, key: String, user: String },
+    #[error("{kind} {object}, needed by {user}, has not been read from the control plane yet")]
+    NotRead { kind: &'static str, object: ObjectKey, user: String },
+    #[error("the token of service account {account} is not issued yet, needed by {user}")]
+    TokenMissing { account: String, user: String },
     #[error("{user} cannot be made: {problem}")]
     Invalid { user: String, problem: String },
 }
@@ -82,14 +86,16 @@ impl<'a> Lookup<'a> {
     pub fn config_map(self, name: &str) -> Result<Option<Data<'a>>, RefError> {
         let object = ObjectKey::new(self.namespace, name);
         let found = self.objects.config_maps.get(&object).map(|map| Data::ConfigMap(map));
-        self.or_missing("ConfigMap", object, found)
+        let read = !self.objects.unfetched.contains(&ObjectRef::ConfigMap(object.clone()));
+        self.or_missing("ConfigMap", object, found, read)
     }
 
     /// `None` where it is missing and optional.
     pub fn secret(self, name: &str) -> Result<Option<Data<'a>>, RefError> {
         let object = ObjectKey::new(self.namespace, name);
         let found = self.objects.secrets.get(&object).map(|secret| Data::Secret(secret));
-        self.or_missing("Secret", object, found)
+        let read = !self.objects.unfetched.contains(&ObjectRef::Secret(object.clone()));
+        self.or_missing("Secret", object, found, read)
     }
 
     fn or_missing(
@@ -97,7 +103,11 @@ impl<'a> Lookup<'a> {
         kind: &'static str,
         object: ObjectKey,
         found: Option<Data<'a>>,
+        read: bool,
     ) -> Result<Option<Data<'a>>, RefError> {
+        if found.is_none() && !read {
+            return Err(RefError::NotRead { kind, object, user: self.user.to_owned() });
+        }
         if found.is_none() && !self.optional {
             return Err(RefError::ObjectMissing { kind, object, user: self.user.to_owned() });
         }

@@ -1,6 +1,6 @@
 //! Everything a decision about one pod may look at, gathered at one instant, and what it returns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::pod::lifecycle::Lifecycle;
 use crate::pod::local::LocalState;
 use crate::pod::observed::ObservedPod;
 use crate::pod::step::{Hook, Step, StepKey};
+use crate::pod::token::TokenSpec;
 use crate::volume::VolumeContents;
 
 #[derive(Clone, Copy, Debug)]
@@ -99,11 +100,34 @@ pub struct DnsSettings {
     pub host_options: Vec<String>,
 }
 
-/// The ConfigMaps and Secrets this pod names, those that exist.
-#[derive(Clone, Debug, Default)]
+/// The ConfigMaps and Secrets this pod names, those that exist, and its ServiceAccount tokens.
+#[derive(Clone, Default)]
 pub struct ReferencedObjects {
     pub config_maps: BTreeMap<ObjectKey, Arc<ConfigMap>>,
     pub secrets: BTreeMap<ObjectKey, Arc<Secret>>,
+    /// Those issued so far. `None` where there is no control plane to issue any.
+    pub tokens: Option<BTreeMap<TokenSpec, Arc<str>>>,
+    /// Named by the pod and not asked for yet: not even an optional one may be taken for missing.
+    pub unfetched: BTreeSet<ObjectRef>,
+}
+
+/// A ConfigMap or Secret.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectRef {
+    ConfigMap(ObjectKey),
+    Secret(ObjectKey),
+}
+
+impl std::fmt::Debug for ReferencedObjects {
+    /// Names only: the values are secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReferencedObjects")
+            .field("config_maps", &self.config_maps.keys())
+            .field("secrets", &self.secrets.keys())
+            .field("tokens", &self.tokens.as_ref().map(BTreeMap::len))
+            .field("unfetched", &self.unfetched)
+            .finish()
+    }
 }
 
 /// What to do for a pod now.

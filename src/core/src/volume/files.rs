@@ -3,16 +3,22 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
 
 use crate::pod::fields::FieldSource;
 use crate::pod::refs::{Data, Lookup, RefError};
 use crate::pod::snapshot::PodSnapshot;
 use crate::pod::step::VolumeFile;
+use crate::pod::token;
 
 /// Bytes one volume may publish: eight objects of the API's own limit of 1 MiB.
 const MAX_BYTES: usize = 8 << 20;
 const DEFAULT_MODE: i32 = 0o644;
+/// As the kubelet gives tokens without a user or group of the pod (KEP-2451): any user of the container may
+/// read it, as images run as users the node knows nothing of.
+const TOKEN_MODE: i32 = 0o644;
 
 /// The files of a volume that publishes files.
 #[derive(Debug)]
@@ -39,7 +45,11 @@ pub fn published(snapshot: &PodSnapshot<'_>, volume: &Volume) -> Result<Option<P
         for projection in source.sources.iter().flatten() {
             tree.mode(source.default_mode).projection(projection)?;
         }
-        source.sources.iter().flatten().any(|projection| projection.secret.is_some())
+        source
+            .sources
+            .iter()
+            .flatten()
+            .any(|projection| projection.secret.is_some() || projection.service_account_token.is_some())
     } else {
         return Ok(None);
     };
@@ -151,6 +161,19 @@ impl WithMode<'_, '_> {
         Ok(())
     }
 
+    /// A token that was not issued yet is waited for.
+    fn token(&mut self, source: &ServiceAccountTokenProjection) -> Result<(), RefError> {
+        let Some(tokens) = &self.tree.snapshot.objects.tokens else {
+            return Err(self.tree.invalid("serviceAccountToken needs a control plane".to_owned()));
+        };
+        let spec = token::spec(source.audience.as_deref(), source.expiration_seconds);
+        let Some(token) = tokens.get(&spec) else {
+            let account = token::service_account(&self.tree.snapshot.desired.pod).to_owned();
+            return Err(RefError::TokenMissing { account, user: self.tree.user.to_owned() });
+        };
+        self.tree.put(&source.path, TOKEN_MODE, token.as_bytes())
+    }
+
     fn projection(&mut self, projection: &VolumeProjection) -> Result<(), RefError> {
         if let Some(source) = &projection.config_map {
             self.object("ConfigMap", &source.name, source.optional, &source.items)?;
@@ -161,8 +184,8 @@ impl WithMode<'_, '_> {
         if let Some(source) = &projection.downward_api {
             self.downward(source.items.as_deref().unwrap_or_default())?;
         }
-        if projection.service_account_token.is_some() {
-            return Err(self.tree.invalid("serviceAccountToken needs a control plane".to_owned()));
+        if let Some(source) = &projection.service_account_token {
+            self.token(source)?;
         }
         if projection.cluster_trust_bundle.is_some() || projection.pod_certificate.is_some() {
             return Err(self.tree.invalid("certificates need a control plane".to_owned()));

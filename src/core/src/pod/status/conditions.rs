@@ -5,8 +5,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::pod::containers::{Role, is_host_network, spec};
+use crate::pod::desired::PodSource;
 use crate::pod::facts::Facts;
 use crate::pod::observed::SandboxState;
+use crate::pod::report::OWN_CONDITIONS;
 
 use super::containers::Statuses;
 use super::phase::{FAILED, SUCCEEDED, has_begun, has_succeeded};
@@ -20,9 +22,6 @@ struct Verdict {
     message: Option<String>,
 }
 
-const OWN: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
-
 pub(super) fn conditions(facts: &Facts<'_>, phase: &str, all: &Statuses) -> Vec<PodCondition> {
     let containers_ready = containers_ready(facts, phase, all);
     let verdicts = [
@@ -33,9 +32,18 @@ pub(super) fn conditions(facts: &Facts<'_>, phase: &str, all: &Statuses) -> Vec<
         Verdict { kind: "PodScheduled", holds: true, reason: None, message: None },
     ];
     let own = verdicts.into_iter().map(|verdict| condition(facts, verdict));
-    let prior = facts.snapshot.prior.and_then(|prior| prior.conditions.as_ref());
-    let foreign = prior.into_iter().flatten().filter(|condition| !OWN.contains(&condition.type_.as_str()));
-    own.chain(foreign.cloned()).collect()
+    own.chain(foreign(facts).cloned()).collect()
+}
+
+/// Conditions of others: a pod of the API server has them in its object, any other in what was said before.
+fn foreign<'a>(facts: &Facts<'a>) -> impl Iterator<Item = &'a PodCondition> {
+    let snapshot = facts.snapshot;
+    let told = match snapshot.desired.source {
+        PodSource::Api => snapshot.desired.pod.status.as_ref(),
+        PodSource::File { .. } | PodSource::Runtime => snapshot.prior,
+    };
+    let all = told.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    all.filter(|condition| !OWN_CONDITIONS.contains(&condition.type_.as_str()))
 }
 
 /// The time of the last change is kept while the value stays.
@@ -134,7 +142,6 @@ fn ready(facts: &Facts<'_>, containers: &Verdict) -> Verdict {
             message: containers.message.clone(),
         };
     }
-    let prior = facts.snapshot.prior.and_then(|prior| prior.conditions.as_ref());
     let spec = spec(facts.pod());
     let open: Vec<String> = spec
         .readiness_gates
@@ -142,7 +149,7 @@ fn ready(facts: &Facts<'_>, containers: &Verdict) -> Verdict {
         .flatten()
         .map(|gate| &gate.condition_type)
         .filter(|gate| {
-            let found = prior.into_iter().flatten().find(|condition| condition.type_ == **gate);
+            let found = foreign(facts).find(|condition| condition.type_ == **gate);
             found.is_none_or(|condition| condition.status != "True")
         })
         .map(|gate| format!("condition {gate:?} of the readiness gates is not true"))

@@ -1,0 +1,304 @@
+//! Writes pods' statuses: the newest of each pod wins, urgent ones first, many at a time, and no rate of
+//! our own beside what the server asks for (invariant 11). Also takes the last step of a deletion. What a
+//! patch holds is decided in `longshore_core::pod::report`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use longshore_core::ids::{PodKey, PodUid};
+use longshore_core::pod::report;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::client::{ApiClient, PatchKind};
+use crate::error::ApiError;
+use crate::path::Path;
+
+/// Writes under way at once.
+const AT_ONCE: usize = 16;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Handle on the writer. Cheap to clone; telling never waits.
+#[derive(Clone, Debug)]
+pub struct PodStatuses {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: ApiClient,
+    entries: Mutex<HashMap<PodUid, Entry>>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: PodKey,
+    /// What the server has, as far as we know: from the watch, or its answer to our last write.
+    server: Arc<Pod>,
+    wanted: Option<Arc<PodStatus>>,
+    /// The last patch the server took; the same again would change nothing.
+    taken: Option<Value>,
+    urgent: bool,
+    dirty: bool,
+    busy: bool,
+    /// Nothing of the pod is left on the node: the object may go.
+    finished: bool,
+    retry: Backoff,
+    not_before: Option<Instant>,
+}
+
+/// One write.
+struct Job {
+    uid: PodUid,
+    key: PodKey,
+    patch: Option<Value>,
+    finish: bool,
+}
+
+/// How it went.
+struct Done {
+    uid: PodUid,
+    sent: Option<Value>,
+    finish: bool,
+    result: Result<Option<Pod>, ApiError>,
+}
+
+impl PodStatuses {
+    pub fn new(client: ApiClient) -> Self {
+        let inner = Inner { client, entries: Mutex::default(), wake: Notify::new() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The server's object, from the watch. A late one does not replace what an answer told since.
+    pub fn server(&self, uid: &PodUid, pod: Arc<Pod>) {
+        let mut entries = self.lock();
+        match entries.get_mut(uid) {
+            Some(entry) => {
+                if !is_older(&pod, &entry.server) {
+                    // What others changed may need saying again.
+                    entry.dirty |= entry.server.status != pod.status;
+                    entry.server = pod;
+                }
+            }
+            None => {
+                let key = PodKey::new(
+                    pod.metadata.namespace.clone().unwrap_or_default(),
+                    pod.metadata.name.clone().unwrap_or_default(),
+                );
+                entries.insert(uid.clone(), Entry::new(key, pod));
+            }
+        }
+        drop(entries);
+        self.inner.wake.notify_one();
+    }
+
+    /// The object is gone from the server: nothing is left to be told.
+    pub fn gone(&self, uid: &PodUid) {
+        self.lock().remove(uid);
+    }
+
+    /// What the node says of the pod now.
+    pub fn tell(&self, uid: &PodUid, status: Arc<PodStatus>) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.want(status);
+        }
+        self.inner.wake.notify_one();
+    }
+
+    /// Nothing of the pod is left on the node: writes its last, final status; where the object was asked
+    /// to go, the server then forgets it.
+    pub fn finish(&self, uid: &PodUid, last: PodStatus) {
+        if let Some(entry) = self.lock().get_mut(uid) {
+            entry.want(Arc::new(report::last_status(last)));
+            entry.finished = entry.server.metadata.deletion_timestamp.is_some();
+            entry.dirty = true;
+        }
+        self.inner.wake.notify_one();
+    }
+
+    /// Pods whose newest status the server does not have yet.
+    pub fn pending(&self) -> usize {
+        self.lock().values().filter(|entry| entry.dirty || entry.busy).count()
+    }
+
+    /// Writes for ever; ends by being dropped.
+    pub async fn run(self) {
+        let mut writing = JoinSet::new();
+        loop {
+            let mut next_try = None;
+            while writing.len() < AT_ONCE {
+                match self.next_job(Instant::now()) {
+                    Ok(job) => {
+                        let client = self.inner.client.clone();
+                        writing.spawn(async move { write(&client, job).await });
+                    }
+                    Err(at) => {
+                        next_try = at;
+                        break;
+                    }
+                }
+            }
+            let retry = async move {
+                match next_try {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.inner.wake.notified() => {}
+                Some(Ok(done)) = writing.join_next() => self.done(done),
+                () = retry => {}
+            }
+        }
+    }
+
+    /// The most urgent write that is due, or when the next one will be.
+    fn next_job(&self, now: Instant) -> Result<Job, Option<Instant>> {
+        let mut entries = self.lock();
+        let is_due = |entry: &Entry| entry.not_before.is_none_or(|at| at <= now);
+        loop {
+            let waiting = entries.iter().filter(|(_, entry)| entry.dirty && !entry.busy);
+            let next =
+                waiting.clone().filter(|(_, entry)| is_due(entry)).max_by_key(|(_, entry)| entry.urgent);
+            let Some(uid) = next.map(|(uid, _)| uid.clone()) else {
+                return Err(waiting.filter_map(|(_, entry)| entry.not_before).min());
+            };
+            if let Some(job) = entries.get_mut(&uid).and_then(|entry| entry.job(&uid)) {
+                return Ok(job);
+            }
+        }
+    }
+
+    fn done(&self, done: Done) {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&done.uid) else { return };
+        entry.busy = false;
+        match done.result {
+            Ok(pod) => {
+                entry.retry.reset();
+                entry.not_before = None;
+                entry.taken = done.sent.or_else(|| entry.taken.take());
+                if let Some(pod) = pod.filter(|pod| !is_older(pod, &entry.server)) {
+                    entry.server = Arc::new(slim(pod));
+                }
+                if done.finish {
+                    entries.remove(&done.uid);
+                }
+            }
+            // Another pod of the same name, or none: the watch will say so.
+            Err(error) if error.is_not_found() || error.is_conflict() => {
+                if done.finish || error.is_not_found() {
+                    entries.remove(&done.uid);
+                }
+            }
+            Err(error) => {
+                let pause = error.retry_after().unwrap_or_default().max(entry.retry.pause());
+                if entry.retry.tries() == 1 {
+                    tracing::warn!(pod = %entry.key, uid = %done.uid, "status: {}", error.one_line());
+                }
+                // Refused as such: it is tried again when there is something else to say.
+                if error.is_retryable() {
+                    entry.dirty = true;
+                    entry.not_before = Some(Instant::now() + pause);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PodUid, Entry>> {
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn new(key: PodKey, server: Arc<Pod>) -> Self {
+        Self {
+            key,
+            server,
+            wanted: None,
+            taken: None,
+            urgent: false,
+            dirty: false,
+            busy: false,
+            finished: false,
+            retry: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            not_before: None,
+        }
+    }
+
+    fn want(&mut self, status: Arc<PodStatus>) {
+        // Nothing after the last word.
+        if self.finished {
+            return;
+        }
+        self.urgent |= report::is_urgent(self.wanted.as_deref(), &status);
+        if self.wanted.as_deref() != Some(&*status) {
+            self.taken = None;
+            self.dirty = true;
+            self.wanted = Some(status);
+        }
+    }
+
+    /// The write that is due; `None` where there turns out to be nothing to write.
+    fn job(&mut self, uid: &PodUid) -> Option<Job> {
+        self.dirty = false;
+        self.urgent = false;
+        let wanted = self.wanted.as_deref()?;
+        // The server may drop a field it does not know: the same patch again would go on for ever.
+        let patch =
+            report::status_patch(&self.server, wanted).filter(|patch| self.taken.as_ref() != Some(patch));
+        if patch.is_none() && !self.finished {
+            return None;
+        }
+        self.busy = true;
+        Some(Job { uid: uid.clone(), key: self.key.clone(), patch, finish: self.finished })
+    }
+}
+
+async fn write(client: &ApiClient, job: Job) -> Done {
+    let Job { uid, key, patch, finish } = job;
+    let path = Path::pod(&key.namespace, &key.name);
+    let mut result = Ok(None);
+    if let Some(patch) = &patch {
+        result = client.patch(&path.clone().then("status"), PatchKind::Strategic, patch).await.map(Some);
+    }
+    if finish && result.is_ok() {
+        // The uid keeps a pod of the same name that came since.
+        let options = json!({
+            "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
+            "preconditions": {"uid": uid.as_str()},
+        });
+        if let Err(error) = client.delete(&path, &options).await {
+            result = Err(error);
+        }
+    }
+    Done { uid, sent: patch, finish, result }
+}
+
+/// What patches are made against, and no more: the pods' specs are kept elsewhere.
+fn slim(mut pod: Pod) -> Pod {
+    pod.spec = None;
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    pod
+}
+
+/// By resource version, which is a number that grows (KEP-5504); what is none is taken as it comes.
+fn is_older(pod: &Pod, than: &Pod) -> bool {
+    let version = |pod: &Pod| pod.metadata.resource_version.as_deref()?.parse::<u64>().ok();
+    match (version(pod), version(than)) {
+        (Some(version), Some(than)) => version < than,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "pod_status_tests.rs"]
+mod tests;

@@ -1,0 +1,471 @@
+//! One watched collection: the whole set first (as a streaming list where the server can, else in
+//! pages), then every change, resumed where it stopped, begun anew where the server has forgotten. What
+//! an event means is decided by `Decoder`, a pure state; the loop around it only talks to the server.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use longshore_core::ids::ObjectKey;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::backoff::{Backoff, between};
+use crate::client::ApiClient;
+use crate::error::ApiError;
+use crate::lines::Lines;
+use crate::path::Path;
+
+/// Longest line of a watch. etcd and the API server bound a request at 3 MiB; JSON can double it.
+const MAX_EVENT: usize = 8 << 20;
+/// Objects per page of a list.
+const PAGE: &str = "500";
+/// A watch is ended by the server after a time between these.
+const WATCH_FOR: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(600));
+/// Objects one watch may hold while its first list comes in.
+const MAX_OBJECTS: usize = 500_000;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+
+/// News of a collection, in the server's order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News<T> {
+    /// Everything there is; what is not in it is gone. The first news, and again after a gap.
+    All(Vec<(ObjectKey, T)>),
+    /// Added or changed.
+    Set(ObjectKey, T),
+    /// Deleted, with its last state.
+    Gone(ObjectKey, T),
+    /// An object that cannot be read; it is skipped.
+    Unreadable(ObjectKey, String),
+}
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector {
+    pub path: Path,
+    /// `spec.nodeName=a`; empty for all.
+    pub fields: String,
+    /// `!service.kubernetes.io/headless`; empty for all.
+    pub labels: String,
+}
+
+impl Selector {
+    pub fn all(path: Path) -> Self {
+        Self { path, fields: String::new(), labels: String::new() }
+    }
+
+    #[must_use]
+    pub fn fields(mut self, selector: impl Into<String>) -> Self {
+        self.fields = selector.into();
+        self
+    }
+
+    #[must_use]
+    pub fn labels(mut self, selector: impl Into<String>) -> Self {
+        self.labels = selector.into();
+        self
+    }
+
+    fn selected(&self) -> Path {
+        let mut path = self.path.clone();
+        if !self.fields.is_empty() {
+            path = path.with("fieldSelector", &self.fields);
+        }
+        if !self.labels.is_empty() {
+            path = path.with("labelSelector", &self.labels);
+        }
+        path
+    }
+}
+
+/// A collection to watch.
+#[derive(Debug)]
+pub struct Watch<T> {
+    client: ApiClient,
+    selector: Selector,
+    /// The server refused a streaming list; pages are asked for instead.
+    pages: bool,
+    of: PhantomData<fn() -> T>,
+}
+
+/// Why a watch has to be begun again.
+enum Ended {
+    /// Resume from the version reached.
+    Resume,
+    /// The version is too old: list again.
+    Relist,
+}
+
+impl<T: DeserializeOwned + Send> Watch<T> {
+    pub fn new(client: ApiClient, selector: Selector) -> Self {
+        Self { client, selector, pages: false, of: PhantomData }
+    }
+
+    /// Watches for ever; `sink` gets the news in order. Ends only by being dropped.
+    pub async fn run(mut self, mut sink: impl FnMut(News<T>) + Send) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut version: Option<String> = None;
+        loop {
+            let before = version.clone();
+            match self.once(&mut version, &mut sink).await {
+                Ok(Ended::Resume) => {}
+                Ok(Ended::Relist) => version = None,
+                Err(error) => {
+                    let first = backoff.tries() == 0;
+                    self.refused(&error, &mut version, first);
+                    // A refusal of streaming lists is an answer, not a failure.
+                    if !(error.code().is_some_and(is_refusal_of_streaming) && version.is_none()) {
+                        let pause = error.retry_after().unwrap_or_default().max(backoff.pause());
+                        tokio::time::sleep(pause.min(LONGEST_PAUSE)).await;
+                        continue;
+                    }
+                }
+            }
+            if version.is_some() && version != before {
+                backoff.reset();
+            } else {
+                // A server that ends every watch at once must not be asked in a tight loop.
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        }
+    }
+
+    fn refused(&mut self, error: &ApiError, version: &mut Option<String>, first: bool) {
+        if error.is_gone() {
+            *version = None;
+        }
+        if version.is_none() && error.code().is_some_and(is_refusal_of_streaming) {
+            self.pages = true;
+        }
+        if first {
+            tracing::warn!(path = self.selector.path.plain(), "watch: {}", error.one_line());
+        } else {
+            tracing::debug!(path = self.selector.path.plain(), "watch: {}", error.one_line());
+        }
+    }
+
+    async fn once(
+        &self,
+        version: &mut Option<String>,
+        sink: &mut (impl FnMut(News<T>) + Send),
+    ) -> Result<Ended, ApiError> {
+        if self.pages && version.is_none() {
+            let (all, at) = self.list(sink).await?;
+            sink(News::All(all));
+            *version = Some(at);
+        }
+        let streaming = version.is_none();
+        let seconds = between(WATCH_FOR.0, WATCH_FOR.1).as_secs().to_string();
+        let mut path = self
+            .selector
+            .selected()
+            .with("watch", "true")
+            .with("allowWatchBookmarks", "true")
+            .with("timeoutSeconds", &seconds);
+        path = match version {
+            Some(version) => path.with("resourceVersion", version),
+            None => path
+                .with("sendInitialEvents", "true")
+                .with("resourceVersionMatch", "NotOlderThan")
+                .with("resourceVersion", ""),
+        };
+        let mut decoder = Decoder::new(self.selector.path.plain(), streaming);
+        let mut body = self.client.stream(&path).await?;
+        let mut lines = Lines::new(MAX_EVENT);
+        loop {
+            let broken = |source| ApiError::Broken { call: format!("GET {}", path.plain()), source };
+            let Some(frame) = body.frame().await else { break };
+            let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+            lines.push(&data);
+            let too_long = |_| ApiError::TooLarge { call: format!("GET {}", path.plain()), limit: MAX_EVENT };
+            while let Some(line) = lines.next_line().map_err(too_long)? {
+                let ended = decoder.line(&line, sink)?;
+                // Before the first list is whole there is no place to resume from.
+                if decoder.is_live() {
+                    version.clone_from(&decoder.version);
+                }
+                if let Some(ended) = ended {
+                    return Ok(ended);
+                }
+            }
+        }
+        Ok(Ended::Resume)
+    }
+
+    async fn list(
+        &self,
+        sink: &mut (impl FnMut(News<T>) + Send),
+    ) -> Result<(Vec<(ObjectKey, T)>, String), ApiError> {
+        let mut all = Vec::new();
+        let mut next = String::new();
+        loop {
+            let mut path = self.selector.selected().with("limit", PAGE);
+            if !next.is_empty() {
+                path = path.with("continue", &next);
+            }
+            let page: Page = self.client.get(&path).await?;
+            for item in page.items.unwrap_or_default() {
+                match read_object::<T>(&item) {
+                    Ok((head, object)) => all.push((head.key(), object)),
+                    Err((key, message)) => sink(News::Unreadable(key, message)),
+                }
+            }
+            if all.len() > MAX_OBJECTS {
+                return Err(ApiError::TooLarge { call: format!("GET {}", path.plain()), limit: MAX_OBJECTS });
+            }
+            next = page.metadata.next.unwrap_or_default();
+            if next.is_empty() {
+                return Ok((all, page.metadata.resource_version.unwrap_or_default()));
+            }
+        }
+    }
+}
+
+/// How servers before 1.34, and those with the gate off, refuse `sendInitialEvents`.
+fn is_refusal_of_streaming(code: u16) -> bool {
+    matches!(code, 400 | 422)
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    metadata: PageMetadata,
+    items: Option<Vec<Box<RawValue>>>,
+}
+
+#[derive(Default, Deserialize)]
+struct PageMetadata {
+    #[serde(rename = "continue")]
+    next: Option<String>,
+    #[serde(rename = "resourceVersion")]
+    resource_version: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// What every object has, read beside its own type.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Head {
+    metadata: HeadMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct HeadMetadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+    annotations: Option<HeadAnnotations>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct HeadAnnotations {
+    #[serde(rename = "k8s.io/initial-events-end")]
+    initial_events_end: Option<String>,
+}
+
+impl Head {
+    fn key(&self) -> ObjectKey {
+        let metadata = &self.metadata;
+        ObjectKey::new(
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
+fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (ObjectKey, String)> {
+    let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
+    match serde_json::from_str(raw.get()) {
+        Ok(object) => Ok((head, object)),
+        Err(error) => Err((head.key(), error.to_string())),
+    }
+}
+
+/// Lines of a watch -> news.
+struct Decoder<T> {
+    path: String,
+    /// Of a streaming list that is not whole yet.
+    initial: Option<Vec<(ObjectKey, T)>>,
+    version: Option<String>,
+}
+
+impl<T> fmt::Debug for Decoder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoder").field("path", &self.path).field("version", &self.version).finish()
+    }
+}
+
+impl<T: DeserializeOwned> Decoder<T> {
+    fn new(path: &str, streaming: bool) -> Self {
+        Self { path: path.to_owned(), initial: streaming.then(Vec::new), version: None }
+    }
+
+    /// The whole set was told: `version` is a place to resume from.
+    fn is_live(&self) -> bool {
+        self.initial.is_none() && self.version.is_some()
+    }
+
+    fn line(&mut self, line: &Bytes, sink: &mut impl FnMut(News<T>)) -> Result<Option<Ended>, ApiError> {
+        let call = || format!("GET {}", self.path);
+        let event: Event<'_> =
+            serde_json::from_slice(line).map_err(|source| ApiError::Decode { call: call(), source })?;
+        match event.kind {
+            "ERROR" => return self.error(event.object),
+            "BOOKMARK" => self.bookmark(event.object, sink),
+            "ADDED" | "MODIFIED" | "DELETED" => {
+                let (head, object) = match read_object::<T>(event.object) {
+                    Ok(read) => read,
+                    Err((key, message)) => {
+                        sink(News::Unreadable(key, message));
+                        return Ok(None);
+                    }
+                };
+                let key = head.key();
+                self.version = head.metadata.resource_version.or_else(|| self.version.take());
+                let gone = event.kind == "DELETED";
+                match &mut self.initial {
+                    Some(all) if all.len() >= MAX_OBJECTS => {
+                        return Err(ApiError::TooLarge { call: call(), limit: MAX_OBJECTS });
+                    }
+                    // Only additions come before the mark, but a proxy between may know better.
+                    Some(all) => {
+                        if event.kind != "ADDED" {
+                            all.retain(|(known, _)| *known != key);
+                        }
+                        if !gone {
+                            all.push((key, object));
+                        }
+                    }
+                    None if gone => sink(News::Gone(key, object)),
+                    None => sink(News::Set(key, object)),
+                }
+            }
+            // Kinds of events to come say nothing we know how to use.
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    fn bookmark(&mut self, raw: &RawValue, sink: &mut impl FnMut(News<T>)) {
+        let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
+        let is_end =
+            head.metadata.annotations.and_then(|all| all.initial_events_end).as_deref() == Some("true");
+        if let Some(version) = head.metadata.resource_version {
+            self.version = Some(version);
+        }
+        if is_end && let Some(mut all) = self.initial.take() {
+            all.shrink_to_fit();
+            sink(News::All(all));
+        }
+    }
+
+    fn error(&self, raw: &RawValue) -> Result<Option<Ended>, ApiError> {
+        let status: Status = serde_json::from_str(raw.get()).unwrap_or_default();
+        let code = status.code.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
+        if code == 410 {
+            return Ok(Some(Ended::Relist));
+        }
+        Err(ApiError::refused(format!("GET {}", self.path), code, raw.get().as_bytes(), None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    struct Thing {
+        n: i64,
+    }
+
+    fn object(name: &str, version: &str, n: i64) -> Value {
+        json!({"metadata": {"name": name, "namespace": "d", "resourceVersion": version}, "n": n})
+    }
+
+    fn feed(decoder: &mut Decoder<Thing>, events: &[(&str, Value)]) -> Vec<News<Thing>> {
+        let mut news = Vec::new();
+        for (kind, object) in events {
+            let line = json!({"type": kind, "object": object}).to_string();
+            decoder.line(&Bytes::from(line), &mut |said| news.push(said)).unwrap();
+        }
+        news
+    }
+
+    fn end(version: &str) -> (&'static str, Value) {
+        let annotations = json!({"k8s.io/initial-events-end": "true"});
+        ("BOOKMARK", json!({"metadata": {"resourceVersion": version, "annotations": annotations}}))
+    }
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("d", name)
+    }
+
+    #[test]
+    fn a_streaming_list_is_told_once_it_is_whole() {
+        let mut decoder = Decoder::new("/x", true);
+        let first = feed(&mut decoder, &[("ADDED", object("a", "1", 1)), ("ADDED", object("b", "2", 2))]);
+        assert!(first.is_empty() && !decoder.is_live());
+        let news = feed(&mut decoder, &[end("9"), ("MODIFIED", object("a", "10", 3))]);
+        let all = vec![(key("a"), Thing { n: 1 }), (key("b"), Thing { n: 2 })];
+        assert_eq!(news, [News::All(all), News::Set(key("a"), Thing { n: 3 })]);
+        assert_eq!(decoder.version.as_deref(), Some("10"));
+    }
+
+    #[test]
+    fn changes_bookmarks_and_bad_objects() {
+        let mut decoder = Decoder::new("/x", false);
+        let bad = json!({"metadata": {"name": "bad", "namespace": "d", "resourceVersion": "4"}, "n": "x"});
+        let news = feed(
+            &mut decoder,
+            &[
+                ("ADDED", object("a", "3", 1)),
+                ("ADDED", bad),
+                ("DELETED", object("a", "5", 1)),
+                ("BOOKMARK", json!({"metadata": {"resourceVersion": "8"}})),
+                ("NEWKIND", json!({})),
+            ],
+        );
+        assert!(matches!(&news[1], News::Unreadable(bad, _) if *bad == key("bad")), "{news:?}");
+        assert_eq!(news[2], News::Gone(key("a"), Thing { n: 1 }));
+        assert_eq!((news.len(), decoder.version.as_deref()), (3, Some("8")));
+    }
+
+    #[test]
+    fn what_is_too_old_is_listed_again_and_other_errors_are_told() {
+        let mut decoder: Decoder<Thing> = Decoder::new("/x", false);
+        let mut line = |code: i32| {
+            let line = json!({"type": "ERROR", "object": {"code": code, "message": "m"}}).to_string();
+            decoder.line(&Bytes::from(line), &mut |_| {})
+        };
+        assert!(matches!(line(410), Ok(Some(Ended::Relist))));
+        assert_eq!(line(500).err().and_then(|error| error.code()), Some(500));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in ".{0,200}") {
+            let mut decoder: Decoder<Thing> = Decoder::new("/x", true);
+            let _ = decoder.line(&Bytes::from(line), &mut |_| {});
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod against_a_server;
