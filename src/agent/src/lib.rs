@@ -8,6 +8,7 @@ pub mod dataplane;
 pub mod document;
 pub mod hooks;
 pub mod images;
+pub mod joined;
 pub mod journal;
 pub mod leftovers;
 pub mod lock;

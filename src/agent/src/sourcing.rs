@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use longshore_cluster::ApiClient;
+use longshore_cluster::client::Reachable;
 use longshore_core::ids::ObjectKey;
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::observed::ObservedPod;
+use longshore_core::service::env;
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::wire::{ObjectKind, SourceProblem};
 use serde::Serialize;
@@ -29,6 +32,7 @@ pub struct Sourcing {
     slices: Mutex<BTreeMap<ObjectKey, EndpointSlice>>,
     to_services: Option<UnboundedSender<News>>,
     manifests: OnceLock<Manifests>,
+    control_plane: OnceLock<ApiClient>,
 }
 
 impl fmt::Debug for Sourcing {
@@ -46,7 +50,14 @@ impl Sourcing {
             slices: Mutex::default(),
             to_services,
             manifests: OnceLock::new(),
+            control_plane: OnceLock::new(),
         }
+    }
+
+    /// The API server, for its line in `why node`.
+    pub fn show_control_plane(&self, client: ApiClient) {
+        // One per daemon, as with the folder.
+        let _ = self.control_plane.set(client);
     }
 
     /// The watched folder, for its problems and its line in `why node`.
@@ -65,6 +76,16 @@ impl Sourcing {
             Change::EndpointSlice(key, slice) => put(&self.slices, key, slice.as_deref()),
         }
         self.tell_services(News::Source(change));
+    }
+
+    /// Keeps a Service of the control plane for `get` and for the variables of containers.
+    pub fn note_service(&self, key: &ObjectKey, service: Option<&Service>) {
+        put(&self.services, key, service);
+    }
+
+    /// The variables containers get of all Services heard of, by namespace.
+    pub fn service_variables(&self) -> BTreeMap<String, Vec<(String, String)>> {
+        env::variables(lock(&self.services).values())
     }
 
     /// Every source was heard once.
@@ -135,11 +156,31 @@ fn unclaimed(observed: ObservedPod, record: Option<PodRecord>, now: Timestamp) -
 
 impl SourceReads for Sourcing {
     fn sources(&self) -> Vec<String> {
-        self.manifests.get().map(Manifests::summary).into_iter().collect()
+        let server = self.control_plane.get().map(|client| {
+            let how = match &*client.reachable().borrow() {
+                Reachable::Unknown => "not asked yet",
+                Reachable::Yes => "answers",
+                Reachable::No { .. } => "does not answer",
+            };
+            format!("API server {}: {how}", client.server())
+        });
+        server.into_iter().chain(self.manifests.get().map(Manifests::summary)).collect()
     }
 
     fn problems(&self) -> Vec<SourceProblem> {
-        self.manifests.get().map(Manifests::problems).unwrap_or_default()
+        let mut problems = self.manifests.get().map(Manifests::problems).unwrap_or_default();
+        if let Some(client) = self.control_plane.get()
+            && let Reachable::No { why, since } = &*client.reachable().borrow()
+        {
+            let message = format!("is not reached, and the node goes on with what it knows: {why}");
+            problems.push(SourceProblem {
+                place: format!("API server {}", client.server()),
+                object: None,
+                message,
+                since: *since,
+            });
+        }
+        problems
     }
 
     fn objects(&self, kind: ObjectKind) -> Vec<ObjectKey> {

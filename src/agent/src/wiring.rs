@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use jiff::Timestamp;
 use longshore_core::ids::ContainerId;
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::step::Hook;
@@ -25,6 +26,7 @@ use crate::config::Settings;
 use crate::dataplane::DataplaneHandle;
 use crate::hooks::HookRunner;
 use crate::images::ImagePuller;
+use crate::joined::{Clients, Handles, Joined, Upstream};
 use crate::journal::Journal;
 use crate::leftovers::Leftovers;
 use crate::lock::InstanceLock;
@@ -33,15 +35,15 @@ use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
-use crate::pods::{Clock, Deps, Planner, PodRecord, Pods, PodsView, Records, StartGate};
+use crate::pods::{Clock, Deps, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, StartGate};
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;
 use crate::process;
 use crate::proxy;
 use crate::reads::{NodeViews, PodViews};
-use crate::services::StandaloneServices;
-use crate::sources::{ManifestOptions, Manifests, ObjectStore};
+use crate::services::{News, StandaloneServices};
+use crate::sources::{Change, ManifestOptions, Manifests, ObjectStore};
 use crate::sourcing::Sourcing;
 use crate::supervisor;
 use crate::text::error_chain;
@@ -60,6 +62,8 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     pub attempt: Arc<dyn Attempt>,
     pub facts: Facts,
+    /// `None` while the node runs alone.
+    pub control_plane: Option<Clients>,
 }
 
 impl std::fmt::Debug for World {
@@ -78,6 +82,7 @@ pub struct NodeHalf {
     pub records: Records,
     pub health: watch::Receiver<RuntimeHealth>,
     leftovers: Leftovers,
+    joined: Option<Arc<Joined>>,
     dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
     tasks: Tasks,
@@ -90,6 +95,19 @@ struct Tasks {
 }
 
 impl Tasks {
+    /// Services of a node without a control plane; gives where their sources tell of them.
+    fn serve_alone(
+        &self,
+        dataplane: DataplaneHandle,
+        node: &Node,
+        pods: PodsView,
+    ) -> mpsc::UnboundedSender<News> {
+        let (sender, news) = mpsc::unbounded_channel();
+        let services = StandaloneServices { dataplane, node: node.clone(), pods, news };
+        self.spawn(services.run());
+        sender
+    }
+
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         tokio::spawn(async move {
@@ -136,6 +154,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         attempt: Arc::new(RealAttempt::new(exec)),
         runtime,
         facts,
+        control_plane: settings.join.as_ref().map(Clients::open).transpose()?,
     };
     let dataplane = match settings.roles.proxy {
         true => Some(proxy::start(&settings, &world.facts, &stop).await?),
@@ -209,7 +228,7 @@ impl NodeHalf {
         let records = Records::new(state.join("pods"));
         let journal = Arc::new(Journal::open(&state.join("journal"))?);
         let up = watch::Sender::new(false);
-        let runtime = world.runtime;
+        let runtime = world.runtime.clone();
         let messages = ExitMessages::new(settings.pods.root_dir.clone());
         let cpus = usize::try_from(world.facts.cpus).unwrap_or(STARTS_AT_LEAST);
         let volumes = Volumes::new(settings.pods.root_dir.clone(), world.mounts);
@@ -228,12 +247,14 @@ impl NodeHalf {
             messages: messages.clone(),
         };
         let prober = Prober::new(settings.probes, world.attempt, clock);
+        let upstream = upstream(settings, world.control_plane, clock, &node);
         let pods = Pods::new(Deps {
             clock,
             planner: Planner { plan: plan::plan, status: status::pod_status },
             executor: Arc::new(executor),
             objects: Arc::new(objects.clone()),
             probes: Arc::new(prober.clone()),
+            recorder: upstream.as_ref().map_or_else(|| Arc::new(NoRecorder) as _, Upstream::recorder),
             node: node.subscribe(),
             view: PodsView::default(),
             records: records.clone(),
@@ -246,12 +267,7 @@ impl NodeHalf {
         tasks.spawn(prober.run(Arc::new(move |verdict| {
             verdicts.verdict(&verdict.pod, verdict.container, verdict.kind, verdict.result);
         })));
-        let health = watch::Sender::new(RuntimeHealth {
-            runtime: String::new(),
-            answers: Err("it has not been asked yet".into()),
-            network: Err("the runtime has not been asked yet".into()),
-            since: now,
-        });
+        let health = watch::Sender::new(not_asked(now));
         let health_reader = health.subscribe();
         let follower = Arc::new(Follower {
             clock,
@@ -266,21 +282,28 @@ impl NodeHalf {
             relisting: watch::Sender::new(false),
             messages: messages.clone(),
         });
-        let (news, service_news) = mpsc::unbounded_channel();
-        let to_services = dataplane.is_some().then(|| news.clone());
+        let alone = dataplane.clone().filter(|_| upstream.is_none());
+        let to_services = alone.map(|dataplane| tasks.serve_alone(dataplane, &node, pods.view()));
         let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), to_services));
         if let Some(dataplane) = &dataplane {
             tasks.spawn(open_the_gate(node.clone(), dataplane.clone()));
-            let services = StandaloneServices {
-                dataplane: dataplane.clone(),
-                node: node.clone(),
-                pods: pods.view(),
-                news: service_news,
-            };
-            tasks.spawn(services.run());
         }
         tasks.spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
         let leftovers = Leftovers { pods: pods.clone(), journal, volumes };
+        let joined = upstream.zip(settings.join.as_ref()).map(|(upstream, join)| {
+            let handles = Handles {
+                clock,
+                sourcing: sourcing.clone(),
+                objects: objects.clone(),
+                node: node.clone(),
+                view: pods.view(),
+                health: health_reader.clone(),
+                runtime: world.runtime,
+                facts: world.facts,
+                dataplane: dataplane.clone(),
+            };
+            Arc::new(Joined::new(upstream, settings, join, handles))
+        });
         Ok(Self {
             pods,
             node,
@@ -289,6 +312,7 @@ impl NodeHalf {
             records,
             health: health_reader,
             leftovers,
+            joined,
             dataplane,
             follower,
             tasks,
@@ -346,17 +370,43 @@ impl NodeHalf {
             let sourcing = self.sourcing.clone();
             let options =
                 ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
-            let sink = Arc::new(move |change| sourcing.take(change));
-            let manifests = Manifests::start(options, remembered, sink);
+            let joined = self.joined.clone();
+            let sink = Arc::new(move |change| match (&joined, change) {
+                (None, change) => sourcing.take(change),
+                (Some(joined), Change::Pod(pod)) => {
+                    sourcing.take(Change::Pod(Box::new(joined.static_pod(*pod))));
+                }
+                // Of a node that has joined, a folder is for static pods; all else comes from the API server.
+                (Some(_), _) => {}
+            });
+            let manifests = Manifests::start(options, remembered.clone(), sink);
             let mut synced = manifests.synced();
             self.sourcing.show(manifests);
             let _ = synced.wait_for(|synced| *synced).await;
         }
-        self.sourcing.end_unclaimed(self.follower.clock.now());
-        self.tasks.spawn(self.leftovers.clone().clean_up());
+        if let Some(joined) = &self.joined {
+            supervisor::status("waiting for the API server");
+            joined.start(remembered, |task| self.tasks.spawn(task)).await;
+        }
+        self.end_unclaimed();
+        let (leftovers, told) = (self.leftovers.clone(), self.joined.as_ref().map(|joined| joined.synced()));
+        self.tasks.spawn(async move {
+            if let Some(mut told) = told {
+                // Before, anything on the disk may still be wanted. The sender lives as long as this task.
+                let _ = told.wait_for(|told| *told).await;
+            }
+            leftovers.clean_up().await;
+        });
         self.sourcing.synced();
         supervisor::status("running");
         Ok(())
+    }
+
+    /// Ends what no source wants. While the API server has not told its pods, it may want anything.
+    fn end_unclaimed(&self) {
+        if self.joined.as_ref().is_none_or(|joined| *joined.synced().borrow()) {
+            self.sourcing.end_unclaimed(self.follower.clock.now());
+        }
     }
 
     /// What runs and what an earlier run of the daemon knew of it; gives the pods that were wanted then.
@@ -395,10 +445,26 @@ impl NodeHalf {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => self.sourcing.end_unclaimed(self.follower.clock.now()),
+                _ = ticks.tick() => self.end_unclaimed(),
             }
         }
     }
+}
+
+/// The runtime's health before its first answer.
+fn not_asked(now: Timestamp) -> RuntimeHealth {
+    RuntimeHealth {
+        runtime: String::new(),
+        answers: Err("it has not been asked yet".into()),
+        network: Err("the runtime has not been asked yet".into()),
+        since: now,
+    }
+}
+
+/// What is written to the control plane, where the node joins one.
+fn upstream(settings: &Settings, clients: Option<Clients>, clock: Clock, node: &Node) -> Option<Upstream> {
+    let join = settings.join.as_ref()?;
+    Some(Upstream::new(clients?, join, clock, &node.now().name))
 }
 
 /// Ordinary pods wait for the first full sync of Services.

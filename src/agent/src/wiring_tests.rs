@@ -112,6 +112,7 @@ impl TestNode {
             attempt: Arc::new(RealAttempt::new(exec)),
             runtime,
             facts: facts(),
+            control_plane: None,
         };
         let state = make_folders(&self.settings.pods.root_dir).unwrap();
         let stop = CancellationToken::new();

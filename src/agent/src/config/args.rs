@@ -43,10 +43,10 @@ pub struct AgentArgs {
     /// Log verbosity: 0 decisions, 2 and above details, 5 and above everything
     #[arg(short = 'v', long = "v", value_name = "N")]
     pub verbosity: Option<u32>,
-    /// Credentials for the API server (joining a control plane is not there yet)
+    /// Join a control plane with these credentials; without it the node runs alone
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Credentials to get the first certificate with (likewise)
+    /// Credentials to get the first certificate with (not there yet)
     #[arg(long, value_name = "FILE")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
     /// Folder of the daemon's certificates (likewise)

@@ -50,8 +50,8 @@ config_fields! {
         "registryBurst" registry_burst: i32 = 10, fill, Later, "pulls at once above registryPullQPS";
         "imagePullCredentialsVerificationPolicy" image_pull_credentials_verification_policy: String = text("NeverVerifyPreloadedImages"), fill, Later, "whether a pod must prove that it may use a present image";
         "preloadedImagesVerificationAllowlist" preloaded_images_verification_allowlist: Vec<String> = Vec::new(), keep, Later, "image patterns for the policy above";
-        "eventRecordQPS" event_record_qps: Option<i32> = Some(50), keep, Later, "events per second to the API";
-        "eventBurst" event_burst: i32 = 100, fill, Later, "events at once above eventRecordQPS";
+        "eventRecordQPS" event_record_qps: Option<i32> = Some(50), keep, Now, "events per second to the API";
+        "eventBurst" event_burst: i32 = 100, fill, Now, "events at once above eventRecordQPS";
         "enableDebuggingHandlers" enable_debugging_handlers: Option<bool> = Some(true), keep, Later, "exec, attach, logs and port-forward on the HTTPS API";
         "enableContentionProfiling" enable_contention_profiling: bool = false, keep, Never, "profiler of the Go runtime";
         "healthzPort" healthz_port: Option<i32> = Some(10248), keep, Later, "port of /healthz; 0 is off";
@@ -60,9 +60,9 @@ config_fields! {
         "clusterDomain" cluster_domain: String = String::new(), keep, Now, "DNS domain of the cluster";
         "clusterDNS" cluster_dns: Vec<String> = Vec::new(), keep, Now, "DNS servers of pods with dnsPolicy ClusterFirst";
         "streamingConnectionIdleTimeout" streaming_connection_idle_timeout: GoDuration = secs(4 * 3600), fill, Never, "nothing reads it since the runtimes stream";
-        "nodeStatusUpdateFrequency" node_status_update_frequency: GoDuration = secs(10), fill, Later, "how often the node's status is computed";
-        "nodeStatusReportFrequency" node_status_report_frequency: GoDuration = secs(300), fill, Later, "how often an unchanged status is written";
-        "nodeLeaseDurationSeconds" node_lease_duration_seconds: i32 = 40, fill, Later, "length of the node's lease";
+        "nodeStatusUpdateFrequency" node_status_update_frequency: GoDuration = secs(10), fill, Now, "how often the node's status is computed";
+        "nodeStatusReportFrequency" node_status_report_frequency: GoDuration = secs(300), fill, Now, "how often an unchanged status is written";
+        "nodeLeaseDurationSeconds" node_lease_duration_seconds: i32 = 40, fill, Now, "length of the node's lease";
         "imageMinimumGCAge" image_minimum_gc_age: GoDuration = secs(120), fill, Later, "younger unused images stay";
         "imageMaximumGCAge" image_maximum_gc_age: GoDuration = secs(0), keep, Later, "older unused images go; 0 is off";
         "imageGCHighThresholdPercent" image_gc_high_threshold_percent: Option<i32> = Some(85), keep, Later, "disk use that starts image collection; 100 is never";
@@ -91,7 +91,7 @@ config_fields! {
         "runOnce" run_once: bool = false, keep, Never, "refused when true, as upstream";
         "cpuCFSQuota" cpu_cfs_quota: Option<bool> = Some(true), keep, Now, "enforce CPU limits";
         "cpuCFSQuotaPeriod" cpu_cfs_quota_period: Option<GoDuration> = Some(GoDuration::from_millis(100)), keep, Now, "period of CPU limits, 1ms to 1s";
-        "nodeStatusMaxImages" node_status_max_images: Option<i32> = Some(50), keep, Later, "images in the node's status; -1 is all";
+        "nodeStatusMaxImages" node_status_max_images: Option<i32> = Some(50), keep, Now, "images in the node's status; -1 is all";
         "maxOpenFiles" max_open_files: i64 = 1_000_000, fill, Now, "the daemon's own limit of open files";
         "contentType" content_type: String = text("application/vnd.kubernetes.protobuf"), fill, Later, "encoding towards the API server";
         "kubeAPIQPS" kube_api_qps: Option<i32> = Some(50), keep, Never, "no fixed client rate: the server's own flow control is obeyed";
@@ -128,7 +128,7 @@ config_fields! {
         "enforceNodeAllocatable" enforce_node_allocatable: Option<Vec<String>> = Some(vec![text("pods")]), keep, Later, "pods, system-reserved, kube-reserved (also -compressible), none";
         "allowedUnsafeSysctls" allowed_unsafe_sysctls: Vec<String> = Vec::new(), keep, Later, "sysctls pods may set beyond the safe ones";
         "volumePluginDir" volume_plugin_dir: String = text("/usr/libexec/kubernetes/kubelet-plugins/volume/exec/"), fill, Later, "FlexVolume programs";
-        "providerID" provider_id: String = String::new(), keep, Later, "the machine's name at its cloud";
+        "providerID" provider_id: String = String::new(), keep, Now, "the machine's name at its cloud";
         "kernelMemcgNotification" kernel_memcg_notification: bool = false, keep, Never, "cgroup v1 only";
         "logging" logging: Logging = Logging::default(), keep, Now, "format (text, json), verbosity; flushFrequency, vmodule and options are without effect";
         "enableSystemLogHandler" enable_system_log_handler: Option<bool> = Some(true), keep, Later, "/logs/ on the HTTPS API";
@@ -143,8 +143,8 @@ config_fields! {
         "seccompDefault" seccomp_default: Option<bool> = Some(false), keep, Now, "RuntimeDefault where a pod names no seccomp profile";
         "memoryThrottlingFactor" memory_throttling_factor: Option<f64> = Some(0.9), keep, Never, "alpha upstream (MemoryQoS), off";
         "memoryReservationPolicy" memory_reservation_policy: String = text("None"), fill, Never, "alpha upstream (MemoryQoS), off";
-        "registerWithTaints" register_with_taints: Vec<Taint> = Vec::new(), keep, Later, "taints of a newly created Node";
-        "registerNode" register_node: Option<bool> = Some(true), keep, Later, "create the Node object";
+        "registerWithTaints" register_with_taints: Vec<Taint> = Vec::new(), keep, Now, "taints of a newly created Node";
+        "registerNode" register_node: Option<bool> = Some(true), keep, Now, "create the Node object";
         "tracing" tracing: Option<Tracing> = None, keep, Later, "OTLP endpoint and sampling rate";
         "localStorageCapacityIsolation" local_storage_capacity_isolation: Option<bool> = Some(true), keep, Later, "count ephemeral storage";
         "containerRuntimeEndpoint" container_runtime_endpoint: String = text("unix:///run/containerd/containerd.sock"), fill, Now, "the runtime's CRI socket";

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use longshore_cluster::events::EventRate;
+use longshore_core::node::label_problems;
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings};
 use longshore_core::resources::quantity::Amount;
 
@@ -35,6 +37,7 @@ pub(crate) fn settings(
     log_rules(config, &mut node_rules);
     let roles = roles(args, &mut node_rules);
     let sources = sources(args, config, &mut node_rules);
+    let join = join(args, config, &proxy.value, &mut node_rules);
     let runtime = runtime(config, &mut node_rules);
     let cgroups = cgroups(config, &mut node_rules);
     let dns = dns(config, &mut node_rules);
@@ -60,6 +63,7 @@ pub(crate) fn settings(
     Ok(Settings {
         roles,
         sources,
+        join,
         runtime,
         cgroups,
         dns,
@@ -218,15 +222,12 @@ fn roles(args: &AgentArgs, rules: &mut Rules<'_>) -> Roles {
 fn sources(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> SourceSettings {
     let static_path = Some(&config.static_pod_path).filter(|path| !path.is_empty()).map(PathBuf::from);
     let manifests = args.manifests.clone().or(static_path);
-    if args.kubeconfig.is_some() && !args.standalone {
+    if args.kubeconfig.is_some() && args.standalone {
+        rules.flag("standalone", "contradicts --kubeconfig, which joins a control plane; leave out one");
+    } else if args.kubeconfig.is_none() && !args.standalone {
         rules.flag(
             "kubeconfig",
-            "joining a control plane is not possible in this version; start with --standalone",
-        );
-    } else if !args.standalone {
-        rules.flag(
-            "standalone",
-            "is missing; this version runs without a control plane: give --standalone --manifests DIR",
+            "is missing; give --kubeconfig FILE to join a control plane, or --standalone --manifests DIR",
         );
     }
     if args.standalone && manifests.is_none() {
@@ -239,6 +240,58 @@ fn sources(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_
         standalone: args.standalone,
         manifests,
         audit_period: rules.positive("fileCheckFrequency", config.file_check_frequency),
+    }
+}
+
+fn join(
+    args: &AgentArgs,
+    config: &KubeletConfiguration,
+    proxy: &KubeProxyConfiguration,
+    rules: &mut Rules<'_>,
+) -> Option<JoinSettings> {
+    let kubeconfig = args.kubeconfig.clone()?;
+    let update_every = rules.positive("nodeStatusUpdateFrequency", config.node_status_update_frequency);
+    let written = |field: &str| rules.tree.get(field).is_some();
+    // A status that is computed often on purpose is also written often, as upstream does.
+    let given_update = written("nodeStatusUpdateFrequency") && !written("nodeStatusReportFrequency");
+    let report_every = rules.positive("nodeStatusReportFrequency", config.node_status_report_frequency);
+    let lease = config.node_lease_duration_seconds;
+    rules.range("nodeLeaseDurationSeconds", i64::from(lease), 1..=3600);
+    for problem in args
+        .node_labels
+        .iter()
+        .filter_map(|label| label.split_once('='))
+        .flat_map(|(key, _)| label_problems(&BTreeMap::from([(key.to_owned(), String::new())])))
+    {
+        rules.flag("node-labels", problem);
+    }
+    let services = Some(proxy.client_connection.kubeconfig.as_str()).filter(|path| !path.is_empty());
+    Some(JoinSettings {
+        kubeconfig,
+        services_kubeconfig: services.map(PathBuf::from),
+        register: config.register_node.unwrap_or(true),
+        taints: config.register_with_taints.iter().map(taint).collect(),
+        provider_id: Some(config.provider_id.clone()).filter(|id| !id.is_empty()),
+        lease_seconds: u32::try_from(lease).unwrap_or(40),
+        update_every,
+        report_every: if given_update { update_every } else { report_every },
+        max_images: match config.node_status_max_images.unwrap_or(50) {
+            -1 => None,
+            max => Some(usize::try_from(max).unwrap_or(0)),
+        },
+        event_rate: EventRate {
+            per_second: u32::try_from(config.event_record_qps.unwrap_or(50)).unwrap_or(0),
+            burst: u32::try_from(config.event_burst).unwrap_or(100),
+        },
+    })
+}
+
+fn taint(written: &super::kubelet::Taint) -> k8s_openapi::api::core::v1::Taint {
+    k8s_openapi::api::core::v1::Taint {
+        key: written.key.clone(),
+        value: Some(written.value.clone()).filter(|value| !value.is_empty()),
+        effect: written.effect.clone(),
+        time_added: None,
     }
 }
 

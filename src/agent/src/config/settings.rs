@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Taint;
+use longshore_cluster::events::EventRate;
 use longshore_core::pod::snapshot::CgroupSettings;
 use longshore_core::ruleset::node::ConntrackWish;
 
@@ -14,6 +16,8 @@ use longshore_core::ruleset::node::ConntrackWish;
 pub struct Settings {
     pub roles: Roles,
     pub sources: SourceSettings,
+    /// The control plane this node joins; `None` while it runs alone.
+    pub join: Option<JoinSettings>,
     pub runtime: RuntimeSettings,
     pub cgroups: CgroupSettings,
     pub dns: DnsFiles,
@@ -47,6 +51,26 @@ pub struct SourceSettings {
     pub manifests: Option<PathBuf>,
     /// Re-list of that folder beside inotify.
     pub audit_period: Duration,
+}
+
+/// How the node joins a control plane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JoinSettings {
+    pub kubeconfig: PathBuf,
+    /// Credentials for Services and slices where the proxy half has its own (clientConnection.kubeconfig).
+    pub services_kubeconfig: Option<PathBuf>,
+    /// Create the Node object.
+    pub register: bool,
+    /// Only for a Node object that is created.
+    pub taints: Vec<Taint>,
+    pub provider_id: Option<String>,
+    pub lease_seconds: u32,
+    /// How often the status is computed, and how often an unchanged one is written.
+    pub update_every: Duration,
+    pub report_every: Duration,
+    /// Images in the status; `None`: all.
+    pub max_images: Option<usize>,
+    pub event_rate: EventRate,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

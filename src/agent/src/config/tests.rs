@@ -355,9 +355,10 @@ fn a_flag_of_both_programs_goes_to_the_half_that_runs() {
 #[test]
 fn the_command_line_says_what_is_missing() {
     let cases = [
-        ("", "give --standalone --manifests DIR"),
+        ("", "give --kubeconfig FILE to join a control plane, or --standalone --manifests DIR"),
         ("--standalone", "give --manifests DIR"),
-        ("--kubeconfig /k", "start with --standalone"),
+        ("--kubeconfig /k --standalone --manifests /m", "leave out one"),
+        ("--kubeconfig /k --node-labels kubernetes.io/x=1", "not for a node to give itself"),
         ("--standalone --manifests /m --roles pods", "\"pods\" is no role"),
         ("--standalone --roles proxy", "give --manifests DIR"),
         ("--standalone --manifests /m --roles ,", "names no half of the node"),
@@ -373,6 +374,10 @@ fn the_command_line_says_what_is_missing() {
     assert_eq!(settings.roles, Roles { node: true, proxy: false });
     let settings = load_with(&[], &format!("{ALONE} --roles proxy")).expect("Services without pods");
     assert_eq!(settings.roles, Roles { node: false, proxy: true });
+    let join = load_with(&[], "--kubeconfig /k --register-node=false").expect("a node joins").join;
+    let join = join.expect("it has settings for that");
+    assert_eq!((join.register, join.lease_seconds, join.max_images), (false, 40, Some(50)));
+    assert_eq!(join.report_every, std::time::Duration::from_secs(300));
     let settings = load_with(&[], &format!("{ALONE} --pod-infra-container-image pause:3"))
         .expect("old unit files start");
     assert_eq!(settings.warnings, ["flag --pod-infra-container-image has no effect"]);

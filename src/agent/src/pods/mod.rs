@@ -16,6 +16,7 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
@@ -29,6 +30,7 @@ use longshore_core::pod::observed::{ObservedContainer, ObservedPod};
 use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
+use longshore_core::pod::step::{Step, StepOutcome};
 use longshore_core::resources::admission::{self, NodeRoom};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -59,6 +61,21 @@ pub trait Probing: Send + Sync + std::fmt::Debug {
     fn want(&self, pod: &DesiredPod, probes: Vec<ProbeTarget>);
 }
 
+/// Hears what steps begin and how they end, for those who are told of it outside this node.
+pub trait Recorder: Send + Sync + std::fmt::Debug {
+    fn began(&self, pod: &DesiredPod, step: &Step);
+    fn ended(&self, pod: &DesiredPod, step: &Step, outcome: &StepOutcome, took: Duration);
+}
+
+/// Nobody is told.
+#[derive(Clone, Copy, Debug)]
+pub struct NoRecorder;
+
+impl Recorder for NoRecorder {
+    fn began(&self, _pod: &DesiredPod, _step: &Step) {}
+    fn ended(&self, _pod: &DesiredPod, _step: &Step, _outcome: &StepOutcome, _took: Duration) {}
+}
+
 /// The pure decisions; functions of `longshore_core` in production.
 #[derive(Clone, Copy, Debug)]
 pub struct Planner {
@@ -74,6 +91,7 @@ pub struct Deps {
     pub executor: Arc<dyn Execute>,
     pub objects: Arc<dyn Objects>,
     pub probes: Arc<dyn Probing>,
+    pub recorder: Arc<dyn Recorder>,
     pub node: watch::Receiver<Arc<NodeContext>>,
     pub view: PodsView,
     pub records: Records,
@@ -297,7 +315,9 @@ impl Pods {
             lives.push(uid.clone());
         }
         let wanted = desired.deletion.is_none() && desired.source != PodSource::Runtime;
-        let fresh = !adopted && record.is_none() && wanted;
+        let told = told_status(&desired);
+        let over = told.as_ref().is_some_and(fold::is_finished);
+        let fresh = !adopted && record.is_none() && wanted && !over;
         let first = lives.first() == Some(&uid);
         if fresh && first {
             desired.deletion = self.refusal(state, &desired);
@@ -305,6 +325,10 @@ impl Pods {
         let lives = state.lives.entry(desired.key.clone()).or_default();
         let lifecycle = match (lives.first(), &record) {
             (Some(first), _) if *first != uid => Lifecycle::Queued { behind: first.clone() },
+            (_, None) if over => {
+                let now = deps.clock.now();
+                Lifecycle::Terminating { cause: EndCause::Finished, since: now, deadline: now }
+            }
             (_, Some(record)) if !matches!(record.lifecycle, Lifecycle::Queued { .. }) => {
                 record.lifecycle.clone()
             }
@@ -313,7 +337,7 @@ impl Pods {
         state.born += 1;
         let (mut local, prior) = match record {
             Some(record) => (record.local(), record.status),
-            None => (LocalState::default(), None),
+            None => (LocalState::default(), told),
         };
         local.journalled_cgroup = deps.journal.noted(&uid).and_then(|noted| noted.cgroup);
         tracing::info!(pod = %desired.key, %uid, adopted, source = ?desired.source, "pod taken on");
@@ -403,6 +427,12 @@ impl Pods {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the control plane has of a pod this node has no record of: a final phase stays, and counts and
+/// times go on from there.
+fn told_status(desired: &DesiredPod) -> Option<PodStatus> {
+    desired.pod.status.clone().filter(|status| desired.source == PodSource::Api && status.phase.is_some())
 }
 
 #[cfg(test)]

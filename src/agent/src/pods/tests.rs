@@ -167,6 +167,7 @@ impl World {
             planner: Planner { plan, status: |_, _| PodStatus::default() },
             executor: executor.clone(),
             objects: Arc::new(NoObjects(watch::channel(0).0)),
+            recorder: Arc::new(NoRecorder),
             probes: Arc::new(NoProbes),
             node,
             view: PodsView::default(),

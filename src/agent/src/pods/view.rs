@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use longshore_core::ids::{PodKey, PodUid};
 use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::wire::{PodView, TimelineEntry, TimelineOutcome};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Entries kept per pod: about three starts of a pod with several containers.
 const TIMELINE_LENGTH: usize = 128;
@@ -24,6 +24,8 @@ struct Inner {
     pods: Mutex<BTreeMap<PodUid, Entry>>,
     /// Counts changes of any pod's status or lifecycle.
     changes: watch::Sender<u64>,
+    /// Told of every pod that left nothing behind, with its last view.
+    departures: Mutex<Option<mpsc::UnboundedSender<Arc<PodView>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +36,8 @@ struct Entry {
 
 impl Default for PodsView {
     fn default() -> Self {
-        let inner = Inner { pods: Mutex::default(), changes: watch::channel(0).0 };
+        let inner =
+            Inner { pods: Mutex::default(), changes: watch::channel(0).0, departures: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 }
@@ -85,11 +88,24 @@ impl PodsView {
         }
     }
 
+    /// The last view of every pod that leaves nothing behind from now on. For one receiver: a second one
+    /// takes the place of the first.
+    pub fn departures(&self) -> mpsc::UnboundedReceiver<Arc<PodView>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.inner.departures.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
     /// Forgets a pod that left nothing behind.
     pub(super) fn forget(&self, uid: &PodUid) {
-        if self.pods().remove(uid).is_some() {
-            self.bump();
+        let Some(entry) = self.pods().remove(uid) else { return };
+        let departures = self.inner.departures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(departures), Some(view)) = (&*departures, entry.view) {
+            // A receiver that ended needs no more.
+            let _ = departures.send(view);
         }
+        drop(departures);
+        self.bump();
     }
 
     /// A step began; its entry is completed by [`PodsView::ended`].

@@ -297,6 +297,7 @@ impl Worker {
                 tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step done")
             }
         }
+        self.deps.recorder.ended(&self.desired, &ended.step, &outcome, Duration::from_millis(took_ms));
         self.deps.view.ended(&self.desired.uid, &key.to_string(), took_ms, result, detail);
         if let StepOutcome::Done(done) = &outcome {
             let before = self.known.pod().clone();
@@ -394,6 +395,7 @@ impl Worker {
                 continue;
             }
             self.local.begin(&step, now);
+            self.deps.recorder.began(&self.desired, &step);
             self.deps.view.began(&self.desired.uid, now, key.to_string());
             let job = StepJob {
                 step,

@@ -21,6 +21,7 @@ use self::lock::WriterLock;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
 use crate::config::Settings;
 use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
+use crate::joined::{Clients, ClusterServices};
 use crate::node::{self, Facts};
 use crate::pods::Clock;
 use crate::pods::follow::RuntimeHealth;
@@ -87,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     tokio::spawn(supervisor::keep_watchdog_fed());
     let routes = RealRoutes::open().context("open the routing table")?;
     let facts = Facts::read(&routes, None).await?;
+    let clients = settings.join.as_ref().map(Clients::open).transpose()?;
     let dataplane = start(&settings, &facts, &stop).await?;
     let files = Arc::new(ServiceFiles::new(dataplane.clone()));
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
@@ -94,7 +96,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
-        () = feed(&settings, &files) => {
+        () = feed(&settings, clients, &dataplane, &files) => {
             supervisor::notify(&[NotifyState::Ready]);
             supervisor::status("serving Services");
             tracing::info!("ready");
@@ -105,9 +107,22 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where Services and slices come from. Whatever it is tells the [`DataplaneHandle`] of each change,
-/// and that it was heard once. Today: a folder of files.
-async fn feed(settings: &Settings, files: &Arc<ServiceFiles>) {
+/// Where Services and slices come from: a control plane, or a folder of files. Whatever it is tells the
+/// [`DataplaneHandle`] of each change, and that it was heard once.
+async fn feed(
+    settings: &Settings,
+    clients: Option<Clients>,
+    dataplane: &DataplaneHandle,
+    files: &Arc<ServiceFiles>,
+) {
+    if let Some(clients) = clients {
+        let services =
+            ClusterServices { client: clients.services, dataplane: dataplane.clone(), containers: None };
+        tokio::spawn(services.run());
+        // The task that syncs lives as long as the daemon.
+        let _ = dataplane.synced().wait_for(|synced| *synced).await;
+        return;
+    }
     if let Some(folder) = &settings.sources.manifests {
         let options = ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
         let sink = files.clone();

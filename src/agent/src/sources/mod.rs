@@ -9,4 +9,4 @@ pub mod objects;
 
 pub use folder::Change;
 pub use manifests::{ManifestOptions, Manifests};
-pub use objects::ObjectStore;
+pub use objects::{ObjectStore, references};

@@ -1,12 +1,13 @@
-//! The ConfigMaps and Secrets of this node's sources, by name, and a counter that moves with every
-//! change. Plain storage; what a missing object means is decided in `longshore_core`.
+//! The ConfigMaps and Secrets of this node's sources by name, tokens by pod, and a counter that moves
+//! with every change. Plain storage; what a missing object means is decided in `longshore_core`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
-use longshore_core::ids::ObjectKey;
-use longshore_core::pod::snapshot::ReferencedObjects;
+use longshore_core::ids::{ObjectKey, PodUid};
+use longshore_core::pod::snapshot::{ObjectRef, ReferencedObjects};
+use longshore_core::pod::token::TokenSpec;
 use tokio::sync::watch;
 
 use crate::pods::Objects;
@@ -14,8 +15,17 @@ use crate::pods::Objects;
 /// Cheap to clone; all clones are one store.
 #[derive(Clone, Debug)]
 pub struct ObjectStore {
-    objects: Arc<Mutex<ReferencedObjects>>,
+    objects: Arc<Mutex<Stored>>,
     changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Stored {
+    objects: ReferencedObjects,
+    /// Of a control plane: what is not in here has not been asked for yet. `None` where everything there
+    /// is has been read.
+    fetched: Option<BTreeSet<ObjectRef>>,
+    tokens: BTreeMap<PodUid, BTreeMap<TokenSpec, Arc<str>>>,
 }
 
 impl Default for ObjectStore {
@@ -25,15 +35,51 @@ impl Default for ObjectStore {
 }
 
 impl ObjectStore {
+    /// From now on objects come from a control plane, each when it is asked for.
+    pub fn fetch_from_control_plane(&self) {
+        self.lock().fetched.get_or_insert_default();
+    }
+
+    /// This object was asked for, and is as it is set or is not there.
+    pub fn set_fetched(&self, object: ObjectRef) {
+        let news = self.lock().fetched.as_mut().is_some_and(|fetched| fetched.insert(object));
+        if news {
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Nobody refers to this object any more: it is forgotten.
+    pub fn forget(&self, object: &ObjectRef) {
+        let mut stored = self.lock();
+        if let Some(fetched) = &mut stored.fetched {
+            fetched.remove(object);
+        }
+        match object {
+            ObjectRef::ConfigMap(key) => drop(stored.objects.config_maps.remove(key)),
+            ObjectRef::Secret(key) => drop(stored.objects.secrets.remove(key)),
+        }
+    }
+
+    /// Sets a token of a pod.
+    pub fn set_token(&self, pod: &PodUid, spec: TokenSpec, token: Arc<str>) {
+        self.lock().tokens.entry(pod.clone()).or_default().insert(spec, token);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Forgets all tokens of a pod.
+    pub fn forget_tokens(&self, pod: &PodUid) {
+        self.lock().tokens.remove(pod);
+    }
+
     /// Sets or, with `None`, removes a ConfigMap.
     pub fn set_config_map(&self, key: ObjectKey, map: Option<Arc<ConfigMap>>) {
-        put(&mut self.lock().config_maps, key, map);
+        put(&mut self.lock().objects.config_maps, key, map);
         self.changes.send_modify(|count| *count += 1);
     }
 
     /// Sets or, with `None`, removes a Secret.
     pub fn set_secret(&self, key: ObjectKey, secret: Option<Arc<Secret>>) {
-        put(&mut self.lock().secrets, key, secret);
+        put(&mut self.lock().objects.secrets, key, secret);
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -41,10 +87,17 @@ impl ObjectStore {
     pub fn referenced(&self, pod: &Pod) -> ReferencedObjects {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let names = names_in(pod);
-        let objects = self.lock();
+        let stored = self.lock();
+        let uid = PodUid::from(pod.metadata.uid.as_deref().unwrap_or_default());
+        let unfetched = match &stored.fetched {
+            None => BTreeSet::new(),
+            Some(fetched) => references(pod).into_iter().filter(|one| !fetched.contains(one)).collect(),
+        };
         ReferencedObjects {
-            config_maps: pick(&objects.config_maps, namespace, &names.config_maps),
-            secrets: pick(&objects.secrets, namespace, &names.secrets),
+            config_maps: pick(&stored.objects.config_maps, namespace, &names.config_maps),
+            secrets: pick(&stored.objects.secrets, namespace, &names.secrets),
+            tokens: stored.fetched.as_ref().map(|_| stored.tokens.get(&uid).cloned().unwrap_or_default()),
+            unfetched,
         }
     }
 
@@ -55,10 +108,10 @@ impl ObjectStore {
 
     /// Every object, for `get`.
     pub fn all(&self) -> ReferencedObjects {
-        self.lock().clone()
+        self.lock().objects.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, ReferencedObjects> {
+    fn lock(&self) -> MutexGuard<'_, Stored> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,6 +149,15 @@ fn pick<T>(
 struct Names<'a> {
     config_maps: BTreeSet<&'a str>,
     secrets: BTreeSet<&'a str>,
+}
+
+/// Every ConfigMap and Secret a pod refers to, with its namespace.
+pub fn references(pod: &Pod) -> BTreeSet<ObjectRef> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let names = names_in(pod);
+    let key = |name: &&str| ObjectKey::new(namespace, *name);
+    let maps = names.config_maps.iter().map(|name| ObjectRef::ConfigMap(key(name)));
+    maps.chain(names.secrets.iter().map(|name| ObjectRef::Secret(key(name)))).collect()
 }
 
 /// Every ConfigMap and Secret a pod refers to, from all places of the API that can.
@@ -178,5 +240,27 @@ mod tests {
         store.set_secret(ObjectKey::new("n", "pull"), None);
         assert!(changes.has_changed().unwrap());
         assert_eq!(store.referenced(&pod).secrets.len(), 4);
+        assert!(found.unfetched.is_empty() && found.tokens.is_none());
+    }
+
+    #[test]
+    fn what_was_not_asked_for_yet_is_told_from_what_is_not_there() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"},
+            "spec": {"containers": [], "volumes": [{"name": "1", "configMap": {"name": "a"}}]}
+        }))
+        .unwrap();
+        let store = ObjectStore::default();
+        store.fetch_from_control_plane();
+        let wanted = ObjectRef::ConfigMap(ObjectKey::new("n", "a"));
+        assert_eq!(store.referenced(&pod).unfetched, BTreeSet::from([wanted.clone()]));
+        store.set_fetched(wanted.clone());
+        assert!(store.referenced(&pod).unfetched.is_empty());
+        store.set_token(&"u".into(), longshore_core::pod::token::spec(None, None), "t".into());
+        assert_eq!(store.referenced(&pod).tokens.map(|tokens| tokens.len()), Some(1));
+        store.forget(&wanted);
+        store.forget_tokens(&"u".into());
+        let after = store.referenced(&pod);
+        assert_eq!((after.unfetched.len(), after.tokens.map(|tokens| tokens.len())), (1, Some(0)));
     }
 }

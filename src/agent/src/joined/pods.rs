@@ -1,0 +1,212 @@
+//! Pods of the API server for this node: what it tells becomes wishes for the pods' workers. Mirror pods
+//! stand for static pods and are not run.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use longshore_cluster::News;
+use longshore_cluster::pod_status::PodStatuses;
+use longshore_core::ids::{PodKey, PodUid};
+use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
+use longshore_core::pod::mirror;
+use longshore_core::pod::report::OWN_CONDITIONS;
+use tokio::sync::watch;
+
+use super::mirrors::Mirrors;
+use super::references::References;
+use super::tokens::Tokens;
+use crate::pods::Clock;
+use crate::sources::Change;
+use crate::sourcing::Sourcing;
+
+/// The API server's pods of this node.
+#[derive(Debug)]
+pub(super) struct ApiPods {
+    pub clock: Clock,
+    pub sourcing: Arc<Sourcing>,
+    pub references: References,
+    pub tokens: Tokens,
+    pub statuses: PodStatuses,
+    pub mirrors: Mirrors,
+    pub known: Mutex<HashMap<PodUid, Arc<Pod>>>,
+    /// Everything was told once.
+    pub synced: watch::Sender<bool>,
+}
+
+impl ApiPods {
+    /// Takes what the watch tells.
+    pub(super) fn take(&self, news: News<Pod>) {
+        match news {
+            News::All(all) => {
+                let told: HashSet<PodUid> =
+                    all.iter().filter_map(|(_, pod)| pod.metadata.uid.as_deref().map(PodUid::from)).collect();
+                for (_, pod) in all {
+                    self.set(pod);
+                }
+                let gone: Vec<_> = self
+                    .known()
+                    .iter()
+                    .filter(|(uid, _)| !told.contains(uid))
+                    .map(|(_, pod)| pod.clone())
+                    .collect();
+                for pod in gone {
+                    self.gone(&pod);
+                }
+                self.mirrors.keep_only(|pod| {
+                    pod.metadata.uid.as_deref().is_some_and(|uid| told.contains(&PodUid::from(uid)))
+                });
+                // Static pods were read before the API server was asked.
+                self.mirrors.told();
+                self.synced.send_replace(true);
+            }
+            News::Set(_, pod) => self.set(pod),
+            News::Gone(_, pod) => self.gone(&pod),
+            News::Unreadable(key, problem) => {
+                tracing::error!(pod = %key, problem, "a pod of the API server cannot be read and is left alone");
+            }
+        }
+    }
+
+    /// A pod of an earlier run of the daemon, wanted as it was until the API server says otherwise.
+    pub(super) fn remember(&self, pod: DesiredPod) {
+        self.known().entry(pod.uid.clone()).or_insert_with(|| pod.pod.clone());
+        self.references.want(&pod.uid, &pod.pod);
+        self.tokens.want(&pod.key, &pod.uid, &pod.pod);
+        self.sourcing.take(Change::Pod(Box::new(pod)));
+    }
+
+    fn set(&self, mut pod: Pod) {
+        // Who wrote which field is of no use here, and often half of the object.
+        pod.metadata.managed_fields = None;
+        let Some((key, uid)) = identity(&pod) else {
+            tracing::error!(name = pod.metadata.name, "a pod of the API server has names no pod can have");
+            return;
+        };
+        let pod = Arc::new(pod);
+        if mirror::is_mirror(&pod) {
+            return self.mirrors.set(key, pod);
+        }
+        self.statuses.server(&uid, pod.clone());
+        let before = self.known().insert(uid.clone(), pod.clone());
+        if before.is_some_and(|before| says_the_same(&before, &pod)) {
+            return;
+        }
+        self.references.want(&uid, &pod);
+        self.tokens.want(&key, &uid, &pod);
+        let now = self.clock.now();
+        let deletion = pod.metadata.deletion_timestamp.as_ref().map(|_| {
+            let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
+            Deletion { requested_at: now, grace_seconds: grace_seconds(grace), cause: EndCause::Deleted }
+        });
+        let desired = DesiredPod { key, uid, pod, source: PodSource::Api, seen_at: now, deletion };
+        self.sourcing.take(Change::Pod(Box::new(desired)));
+    }
+
+    /// The object is gone while the pod may still run: it ends with the grace it was promised.
+    fn gone(&self, pod: &Pod) {
+        let Some((key, uid)) = identity(pod) else { return };
+        if mirror::is_mirror(pod) {
+            return self.mirrors.gone(&key, pod);
+        }
+        self.statuses.gone(&uid);
+        let Some(known) = self.known().remove(&uid) else { return };
+        self.references.release(&uid);
+        self.tokens.release(&uid);
+        let spec = known.spec.as_ref();
+        let promised = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        let grace = known.metadata.deletion_grace_period_seconds.unwrap_or(promised);
+        let now = self.clock.now();
+        let deletion =
+            Deletion { requested_at: now, grace_seconds: grace_seconds(grace), cause: EndCause::Deleted };
+        let desired = DesiredPod {
+            key,
+            uid,
+            pod: known,
+            source: PodSource::Api,
+            seen_at: now,
+            deletion: Some(deletion),
+        };
+        self.sourcing.take(Change::Pod(Box::new(desired)));
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<PodUid, Arc<Pod>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn grace_seconds(seconds: i64) -> u32 {
+    u32::try_from(seconds.max(0)).unwrap_or(u32::MAX)
+}
+
+/// Names end up in paths: one with a slash or a leading dot is not for us, whoever let it through.
+fn identity(pod: &Pod) -> Option<(PodKey, PodUid)> {
+    let plain = |text: &Option<String>| {
+        let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+        text.clone().filter(|text| !text.is_empty() && !text.starts_with('.') && text.chars().all(fine))
+    };
+    let metadata = &pod.metadata;
+    let key = PodKey::new(plain(&metadata.namespace)?, plain(&metadata.name)?);
+    Some((key, PodUid::from(plain(&metadata.uid)?)))
+}
+
+/// Whether an update holds nothing but what we wrote ourselves.
+fn says_the_same(before: &Pod, now: &Pod) -> bool {
+    let of_others = |pod: &Pod| -> Vec<PodCondition> {
+        let all = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        all.filter(|one| !OWN_CONDITIONS.contains(&one.type_.as_str())).cloned().collect()
+    };
+    let (a, b) = (&before.metadata, &now.metadata);
+    before.spec == now.spec
+        && a.labels == b.labels
+        && a.annotations == b.annotations
+        && a.generation == b.generation
+        && a.deletion_timestamp == b.deletion_timestamp
+        && a.deletion_grace_period_seconds == b.deletion_grace_period_seconds
+        && of_others(before) == of_others(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut pod = json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u-1", "resourceVersion": "1"},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Pending"}
+        });
+        change(&mut pod);
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn our_own_echo_is_no_news() {
+        let base = pod(|_| {});
+        let cases: [(fn(&mut Value), bool); 7] = [
+            (|pod| pod["metadata"]["resourceVersion"] = json!("2"), true),
+            (|pod| pod["status"]["phase"] = json!("Running"), true),
+            (|pod| pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]), true),
+            (|pod| pod["status"]["conditions"] = json!([{"type": "a/gate", "status": "True"}]), false),
+            (|pod| pod["metadata"]["labels"] = json!({"a": "b"}), false),
+            (|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"), false),
+            (|pod| pod["spec"]["containers"][0]["image"] = json!("j"), false),
+        ];
+        for (change, same) in cases {
+            let changed = pod(change);
+            assert_eq!(says_the_same(&base, &changed), same, "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_leave_their_folder_are_refused() {
+        assert!(identity(&pod(|_| {})).is_some());
+        for field in ["name", "namespace", "uid"] {
+            for bad in ["../x", "a/b", "", ".", "a\n"] {
+                let evil = pod(|pod| pod["metadata"][field] = json!(bad));
+                assert!(identity(&evil).is_none(), "{field} {bad:?}");
+            }
+        }
+    }
+}
