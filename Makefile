@@ -4,7 +4,7 @@ CARGO ?= cargo
 INTEGRATION = $(CARGO) run -q -p longshore-integration --bin integration --
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build check test test-unit test-netns test-node test-vm demo node-shell bench
+.PHONY: help deps build check test test-unit test-netns test-node test-cluster test-vm demo node-shell bench
 
 help: ## this text
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ test-netns: ## tier 2: real kernel interfaces in private network namespaces
 test-node: ## tier 2b: scenarios on real containerd and crun in private namespaces (root)
 	@scripts/install-deps build netns node
 	@$(INTEGRATION) test node
+
+test-cluster: ## tier 4: a node joined to a real control plane (root; Go 1.26, or CONTROL_PLANE_ASSETS=FOLDER)
+	@scripts/install-deps build netns node
+	@$(INTEGRATION) test cluster
 
 test-vm: ## tiers 3a and 3b: IPVS, cgroup v2, systemd, OOM in QEMU guests
 	@scripts/install-deps build node vm

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod cache;
 pub mod check;
+pub mod cluster;
 pub mod demo;
 pub mod fake;
 pub mod guest;

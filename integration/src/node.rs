@@ -24,6 +24,8 @@ pub enum Kind {
     Fake,
     /// Real containerd and crun in private namespaces of this machine: no cgroup limits, no systemd, no IPVS.
     Native,
+    /// A native node joined to a real control plane; manifests are applied through its API.
+    Cluster,
     /// A QEMU guest with everything.
     Vm,
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Fake => "fake",
             Kind::Native => "native",
+            Kind::Cluster => "cluster",
             Kind::Vm => "vm",
         })
     }
@@ -44,6 +47,11 @@ impl fmt::Display for Kind {
 pub enum Service {
     Containerd,
     Agent,
+    /// Of the control plane beside the node, where there is one.
+    Etcd,
+    Apiserver,
+    ControllerManager,
+    Scheduler,
 }
 
 impl Service {
@@ -52,6 +60,10 @@ impl Service {
         match self {
             Service::Containerd => "containerd",
             Service::Agent => "longshore",
+            Service::Etcd => "etcd",
+            Service::Apiserver => "kube-apiserver",
+            Service::ControllerManager => "kube-controller-manager",
+            Service::Scheduler => "kube-scheduler",
         }
     }
 }

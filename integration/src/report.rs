@@ -12,6 +12,8 @@ pub struct Tally {
     pub failed: Vec<String>,
     /// Name and reason of what did not run.
     pub skipped: Vec<(String, String)>,
+    /// As `skipped`, for want of something nobody has to have; never a failure.
+    pub excused: Vec<(String, String)>,
     /// How long tests took, where that is known: one test, one scenario, or a test program whose tests run together.
     pub times: Vec<(String, Duration)>,
 }
@@ -21,6 +23,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed.extend(other.failed);
         self.skipped.extend(other.skipped);
+        self.excused.extend(other.excused);
         self.times.extend(other.times);
     }
 

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::native::{self, NativeNode};
 use crate::report::{LibtestOutput, Tally};
 use crate::scenario::suite;
-use crate::{guest, images, qemu};
+use crate::{cluster, guest, images, qemu};
 
 /// One way of running tests, least powerful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -26,18 +26,21 @@ pub enum Tier {
     Netns,
     /// Scenarios on real containerd and crun in private namespaces.
     Node,
+    /// Scenarios on a native node joined to a real control plane.
+    Cluster,
     /// The kernel-only guest and the node VM.
     Vm,
 }
 
 impl Tier {
-    pub const ALL: &'static [Tier] = &[Tier::Unit, Tier::Netns, Tier::Node, Tier::Vm];
+    pub const ALL: &'static [Tier] = &[Tier::Unit, Tier::Netns, Tier::Node, Tier::Cluster, Tier::Vm];
 
     fn name(self) -> &'static str {
         match self {
             Tier::Unit => "unit",
             Tier::Netns => "netns",
             Tier::Node => "node",
+            Tier::Cluster => "cluster",
             Tier::Vm => "vm",
         }
     }
@@ -48,6 +51,9 @@ impl Tier {
             Tier::Unit => None,
             Tier::Netns => missing(&["ip", "nft", "unshare"]),
             Tier::Node => not_root().or_else(|| missing(&["mmdebstrap", "unshare", "nsenter"])),
+            Tier::Cluster => not_root()
+                .or_else(|| missing(&["mmdebstrap", "unshare", "nsenter", "setpriv"]))
+                .or_else(cluster::assets::obstacle),
             Tier::Vm => not_root()
                 .or_else(|| missing(&["mmdebstrap", "ssh", "cpio", "mke2fs", "setpriv"]))
                 .or_else(qemu::obstacle),
@@ -59,6 +65,7 @@ impl Tier {
             Tier::Unit => unit(),
             Tier::Netns => netns(),
             Tier::Node => node(),
+            Tier::Cluster => suite::run_cluster(None),
             Tier::Vm => vm(),
         }
     }
@@ -88,7 +95,13 @@ pub fn run(asked: &[Tier]) -> Result<()> {
         let tally = match tier.obstacle() {
             Some(reason) => {
                 let skipped = vec![(format!("tier {}", tier.name()), reason)];
-                Tally { skipped, ..Tally::default() }
+                match tier {
+                    // A toolchain of another language is not asked of anybody.
+                    Tier::Cluster if !cluster::assets::has_go() => {
+                        Tally { excused: skipped, ..Tally::default() }
+                    }
+                    _ => Tally { skipped, ..Tally::default() },
+                }
             }
             None => tier.run().unwrap_or_else(|error| {
                 println!("tier {} broke off: {error:#}", tier.name());
@@ -130,8 +143,7 @@ fn missing(programs: &[&str]) -> Option<String> {
 /// First the tests that only need the runtime of a native node: their failures explain those of the scenarios.
 fn node() -> Result<Tally> {
     let mut tally = Tally::default();
-    let options =
-        native::Options { name: "node-tests".to_owned(), binary: None, config: String::new(), images: true };
+    let options = native::Options::alone("node-tests", None, String::new());
     let node = NativeNode::start(&options)?;
     let runtime = format!("unix://{}", node.path("/run/containerd/containerd.sock").display());
     for binary in build_tests("node")? {

@@ -124,12 +124,8 @@ impl BenchNode {
 }
 
 fn options(name: &str, binary: &Path, kind: Kind) -> Options {
-    Options {
-        name: format!("bench-{name}"),
-        binary: Some(binary.to_owned()),
-        config: suite::config(kind, CgroupDriver::Cgroupfs, "maxPods: 200\n"),
-        images: true,
-    }
+    let config = suite::config(kind, CgroupDriver::Cgroupfs, "maxPods: 200\n");
+    Options::alone(&format!("bench-{name}"), Some(binary.to_owned()), config)
 }
 
 fn watched(node: &NativeNode) -> Result<Watched> {

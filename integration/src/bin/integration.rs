@@ -38,6 +38,8 @@ enum Sub {
     Fake { only: Option<String> },
     /// Play scenarios in the node VM; with a word, those that have it in their file name.
     Vm { only: Option<String> },
+    /// Play scenarios on a node joined to a real control plane; with a word, those that have it in their file name.
+    Cluster { only: Option<String> },
     /// Run the kernel crate's `vm_*` tests in the kernel-only guest.
     Guest,
     /// Boot the bare node VM and run a shell line in it.
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),
         Sub::Fake { only } => suite::run_fake(only.as_deref()).and_then(finish),
         Sub::Vm { only } => suite::run_vm(only.as_deref()).and_then(finish),
+        Sub::Cluster { only } => suite::run_cluster(only.as_deref()).and_then(finish),
         Sub::Guest => guest::run_tests().and_then(finish),
         Sub::VmRun { line } => vm_run(&line),
         Sub::NodeInit { plan } => native::init::run(&plan),

@@ -47,6 +47,24 @@ pub struct Options {
     pub config: String,
     /// Whether the test images are to be there.
     pub images: bool,
+    /// What the daemon is told of where its objects come from.
+    pub agent: String,
+    /// (on this machine, in the node) more files bound into the node.
+    pub binds: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Options {
+    /// A node that runs alone, from its folder of manifests.
+    pub fn alone(name: &str, binary: Option<PathBuf>, config: String) -> Self {
+        Self {
+            name: name.to_owned(),
+            binary,
+            config,
+            images: true,
+            agent: format!("--standalone --manifests {MANIFESTS}"),
+            binds: Vec::new(),
+        }
+    }
 }
 
 /// A running native node. Dropping it ends every process in it and removes its mounts.
@@ -60,6 +78,7 @@ pub struct NativeNode {
     services: Vec<(Service, Owned)>,
     /// Whether its runtime is the fake one.
     fake: bool,
+    agent: String,
     /// Bound into the node: the daemon says there that it is ready, as it does to systemd.
     notify: TempDir,
     // Removed last, when nothing is mounted on it any more.
@@ -94,6 +113,7 @@ impl NativeNode {
             (notify.path().to_owned(), PathBuf::from("/run/harness")),
         ];
         binds.extend(options.binary.clone().map(|binary| (binary, PathBuf::from(BINARY))));
+        binds.extend(options.binds.clone());
         binds.extend(fake.map(|program| (program.to_owned(), PathBuf::from(FAKE))));
         let plan = init::Plan { root, scratch: scratch.path().to_owned(), binds };
         let (init, pid, outside) = first_process(&plan, &logs)?;
@@ -104,6 +124,7 @@ impl NativeNode {
             logs,
             services: Vec::new(),
             fake: fake.is_some(),
+            agent: options.agent.clone(),
             notify,
             _scratch: scratch,
         };
@@ -118,6 +139,11 @@ impl NativeNode {
         node::put(&node, CONFIG, options.config.as_bytes())?;
         node.start(Service::Containerd)?;
         Ok(node)
+    }
+
+    /// The network namespace outside the node, as this machine sees it.
+    pub fn outside(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", self.pid, self.outside))
     }
 
     /// A path of the node as this machine sees it.
@@ -214,9 +240,8 @@ impl NativeNode {
         let socket = UnixDatagram::bind(&socket)?;
         // Waits for a word as long as it takes to look whether the daemon still lives.
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let line = format!(
-            "env NOTIFY_SOCKET=/run/harness/notify {BINARY} agent --standalone --manifests {MANIFESTS} --config {CONFIG}"
-        );
+        let line =
+            format!("env NOTIFY_SOCKET=/run/harness/notify {BINARY} agent {} --config {CONFIG}", self.agent);
         self.spawn(Service::Agent, &line)?;
         self.wait_for(Service::Agent, |_| {
             let mut said = [0; 4096];
@@ -285,6 +310,7 @@ impl Node for NativeNode {
             Service::Containerd if self.fake && self.runs(service) => self.signal_fake("USR2", true),
             Service::Containerd => self.start_containerd(),
             Service::Agent => self.start_agent(),
+            other => bail!("a node runs no {}", other.name()),
         }
     }
 
@@ -302,7 +328,7 @@ impl Node for NativeNode {
     }
 
     fn get_from_outside(&self, port: u16, path: &str) -> Result<(u16, String)> {
-        let outside = File::open(format!("/proc/{}/fd/{}", self.pid, self.outside))?;
+        let outside = File::open(self.outside())?;
         let url = format!("http://{ADDRESS}:{port}{path}");
         // A thread of its own: entering a namespace is for the thread's whole life.
         let asked = thread::spawn(move || -> Result<(u16, String)> {
@@ -352,8 +378,7 @@ pub fn image_store() -> Result<PathBuf> {
     let key = cache::key([archives.to_string_lossy().as_bytes(), root.to_string_lossy().as_bytes()]);
     cache::entry("store", &key, |store| {
         println!("unpacking the test images");
-        let options =
-            Options { name: "image-import".into(), binary: None, config: String::new(), images: false };
+        let options = Options { images: false, ..Options::alone("image-import", None, String::new()) };
         let mut node = NativeNode::start(&options)?;
         let mut names: Vec<PathBuf> = fs::read_dir(&archives)?.flatten().map(|e| e.path()).collect();
         names.sort();

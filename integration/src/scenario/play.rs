@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::form::{Action, Churn, Executed, Logged, Request, Scenario, Step, Text, Unchanged};
 use super::state;
+use crate::cluster;
 use crate::fake::{self, Order};
 use crate::node::{self, Kind, MANIFESTS, Node, sh};
 use crate::process::wait_until;
@@ -63,6 +64,14 @@ impl<'a> Player<'a> {
     fn step(&mut self, step: &Step) -> Result<String> {
         let deadline = step.deadline * self.patience;
         match &step.action {
+            Action::Apply(manifest) if self.node.kind() == Kind::Cluster => {
+                let path = format!("{}/{}", cluster::APPLIED, manifest.file);
+                node::put(self.node, &path, manifest.text.as_bytes())?;
+                cluster::kubectl(self.node, &format!("apply -f '{path}'"))
+            }
+            Action::Remove(file) if self.node.kind() == Kind::Cluster => {
+                cluster::kubectl(self.node, &format!("delete --wait=false -f '{}/{file}'", cluster::APPLIED))
+            }
             Action::Apply(manifest) => {
                 let path = format!("{MANIFESTS}/{}", manifest.file);
                 node::put(self.node, &path, manifest.text.as_bytes()).map(|()| manifest.text.clone())

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use super::form::{Scenario, parse};
 use super::play::Player;
 use super::state;
+use crate::cluster::{self, Cluster};
 use crate::fake;
 use crate::native::{self, NativeNode};
 use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
@@ -70,7 +71,7 @@ pub fn config(kind: Kind, driver: CgroupDriver, more: &str) -> String {
                 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n\
                 clusterDNS: [10.96.0.10]\nclusterDomain: cluster.local\n";
     let cgroups = match (kind, driver) {
-        (Kind::Native | Kind::Fake, _) => {
+        (Kind::Native | Kind::Fake | Kind::Cluster, _) => {
             "cgroupsPerQOS: false\nenforceNodeAllocatable: []\nfailCgroupV1: false\n"
         }
         (Kind::Vm, CgroupDriver::Systemd) => "cgroupDriver: systemd\n",
@@ -130,12 +131,56 @@ pub fn run_fake(only: Option<&str>) -> Result<Tally> {
 }
 
 fn options(kind: Kind, named: &Named, binary: &Path) -> native::Options {
-    native::Options {
-        name: format!("{kind}-{}", named.file),
-        binary: Some(binary.to_owned()),
-        config: config(kind, CgroupDriver::Cgroupfs, &named.scenario.config),
-        images: true,
+    let config = config(kind, CgroupDriver::Cgroupfs, &named.scenario.config);
+    native::Options::alone(&format!("{kind}-{}", named.file), Some(binary.to_owned()), config)
+}
+
+/// Runs the scenarios of a joined node, one after the other on one control plane.
+///
+/// # Errors
+/// Where the control plane does not come up, or cannot be used any more; failures of scenarios are in the tally.
+pub fn run_cluster(only: Option<&str>) -> Result<Tally> {
+    let scenarios = load(Kind::Cluster, only)?;
+    let binary = binary()?;
+    native::image_store()?;
+    let mut tally = Tally::default();
+    let mut cluster: Option<Cluster> = None;
+    for named in scenarios {
+        let start = Instant::now();
+        let mut lines = Vec::new();
+        let config = config(Kind::Cluster, CgroupDriver::Cgroupfs, &named.scenario.config);
+        let result = joined(&mut cluster, &binary, &config).and_then(|cluster| {
+            if named.scenario.daemon {
+                cluster.start(Service::Agent)?;
+            }
+            play(cluster, &named.scenario, 1, &mut lines)
+        });
+        println!("{}", block(Kind::Cluster, &named, start, &lines));
+        tally.record(&format!("{} {}", Kind::Cluster, named.file), start.elapsed(), result);
+        // The next one starts on a clean cluster: the same where it can be cleaned, else a new one.
+        if let Some(used) = &mut cluster
+            && let Err(error) = used.clear()
+        {
+            println!("  a new control plane is started: {error:#}");
+            cluster = None;
+        }
     }
+    Ok(tally)
+}
+
+/// The cluster in use, or a new one; the daemon has its configuration and does not run.
+fn joined<'a>(cluster: &'a mut Option<Cluster>, binary: &Path, config: &str) -> Result<&'a mut Cluster> {
+    if cluster.is_none() {
+        let options =
+            cluster::Options { name: "cluster".into(), binary: binary.to_owned(), config: config.to_owned() };
+        let start = Instant::now();
+        let new = cluster.insert(Cluster::start(&options)?);
+        println!("---- the control plane is up after {:.1} s", start.elapsed().as_secs_f32());
+        return Ok(new);
+    }
+    let used = cluster.as_mut().context("it was just seen")?;
+    node::put(used, CONFIG, config.as_bytes())?;
+    Ok(used)
 }
 
 /// Plays the scenarios, so many at a time; prints each when it has ended.
@@ -273,7 +318,7 @@ mod tests {
 
     #[test]
     fn every_scenario_file_is_read() {
-        for kind in [Kind::Fake, Kind::Native, Kind::Vm] {
+        for kind in [Kind::Fake, Kind::Native, Kind::Vm, Kind::Cluster] {
             assert!(load(kind, None).unwrap().len() > 2, "{kind}");
         }
         assert!(load(Kind::Native, Some("no such scenario")).is_err());

@@ -1,0 +1,127 @@
+//! The programs of the control plane: our Go module built once into the cache, or a folder of ready ones that
+//! CONTROL_PLANE_ASSETS names.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache;
+use crate::process::Run;
+use crate::tiers::{on_path, workspace_root};
+
+/// All of them, each by its own name.
+const PROGRAMS: [&str; 5] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
+const VARIABLE: &str = "CONTROL_PLANE_ASSETS";
+/// Where Go's own archive is unpacked to.
+const GO_PLACE: &str = "/usr/local/go/bin/go";
+/// The oldest Go that builds them, as go.mod says.
+const GO: (u32, u32) = (1, 26);
+
+fn module() -> PathBuf {
+    workspace_root().join("integration/control-plane")
+}
+
+/// Why they cannot be had on this machine, if so.
+pub fn obstacle() -> Option<String> {
+    if env::var_os(VARIABLE).is_some() {
+        return folder().err().map(|error| format!("{error:#}"));
+    }
+    if !has_go() {
+        let (major, minor) = GO;
+        return Some(format!(
+            "Go {major}.{minor} is not installed (https://go.dev/dl), and {VARIABLE} names no folder of ready programs"
+        ));
+    }
+    match go_version() {
+        Ok(version) if version < GO => {
+            Some(format!("Go is {}.{}; {}.{} is needed", version.0, version.1, GO.0, GO.1))
+        }
+        Ok(_) => None,
+        Err(error) => Some(format!("{error:#}")),
+    }
+}
+
+/// Whether there is a Go toolchain at all.
+pub fn has_go() -> bool {
+    on_path("go") || Path::new(GO_PLACE).exists()
+}
+
+fn go() -> &'static str {
+    if on_path("go") { "go" } else { GO_PLACE }
+}
+
+/// Of `go version go1.26.8 linux/amd64`.
+fn go_version() -> Result<(u32, u32)> {
+    let text = Run::new(go()).args(["version"]).check()?;
+    parse_version(&text).with_context(|| format!("`go version` printed {text}"))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix("go1."))?;
+    let minor = version.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((1, minor.parse().ok()?))
+}
+
+/// The folder with the programs, built first where needed.
+///
+/// # Errors
+/// Where they cannot be built, or the named folder lacks one.
+pub fn folder() -> Result<PathBuf> {
+    if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
+        let missing = PROGRAMS.iter().find(|program| !folder.join(program).exists());
+        if let Some(missing) = missing {
+            bail!("{VARIABLE}: {} has no {missing}", folder.display());
+        }
+        return Ok(folder);
+    }
+    let module = module();
+    let files = ["go.mod", "go.sum", "main.go"].map(|name| fs::read(module.join(name)));
+    let mut parts = Vec::new();
+    for file in files {
+        parts.push(file.with_context(|| format!("cannot read {}", module.display()))?);
+    }
+    cache::entry("control-plane", &cache::key(&parts), |dir| {
+        println!("building the control plane with Go (once; six minutes on two cores)");
+        fs::create_dir_all(dir)?;
+        let program = dir.join("control-plane");
+        // Others on this machine go first.
+        Run::new("nice")
+            .args(["-n", "10", go(), "build", "-C"])
+            .arg_path(&module)
+            .args(["-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+            .arg_path(&program)
+            .args(["."])
+            .env("CGO_ENABLED", "0")
+            .deadline(Duration::from_secs(1800))
+            .check()?;
+        for name in PROGRAMS {
+            // Links would be followed by the bind mount of kubectl: a hard link has a name of its own.
+            if fs::hard_link(&program, dir.join(name)).is_err() {
+                symlink("control-plane", dir.join(name))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_go_are_read() {
+        for (text, expected) in [
+            ("go version go1.26.8 linux/amd64", Some((1, 26))),
+            ("go version go1.19 linux/amd64", Some((1, 19))),
+            ("go version go1.27rc1 linux/arm64", Some((1, 27))),
+            ("gccgo", None),
+        ] {
+            assert_eq!(parse_version(text), expected, "{text}");
+        }
+    }
+}
