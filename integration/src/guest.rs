@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::{Run, wait_until};
 use crate::qemu::{self, Accelerator, Machine};
 use crate::report::Tally;
-use crate::tiers::{TestBinary, build_tests};
+use crate::tiers::{TestBinary, build_tests, workspace_root};
 use crate::{node, root};
 
 /// Loaded at boot; their dependencies follow.
@@ -45,7 +45,11 @@ const MODULES: &[&str] = &[
     "dummy",
     "veth",
     "bridge",
+    "sctp",
 ];
+
+/// iproute2, as Debian places it.
+const IP: &str = "/usr/sbin/ip";
 
 const UP: &str = "longshore-guest: up";
 const END: &str = "longshore-guest: end";
@@ -60,7 +64,7 @@ ip link set lo up
 echo 1 > /proc/sys/kernel/printk # its messages would cut the tests' lines in two
 echo 'longshore-guest: up'
 for module in $(cat /modules); do modprobe "$module" || echo "no module $module"; done
-export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/bin HOME=/root
+export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/sbin:/bin HOME=/root LONGSHORE_SERVICE_CASES=/cases
 for test in /tests/*; do
   [ -x "$test" ] || continue
   echo "longshore-guest: run ${test##*/}"
@@ -174,6 +178,10 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
     fs::write(top.join("init"), INIT)?;
     fs::set_permissions(top.join("init"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     fs::write(top.join("modules"), MODULES.join("\n"))?;
+    // Addresses, routes and pairs of interfaces beyond what busybox knows.
+    fs::copy(IP, top.join("sbin/ip")).with_context(|| format!("cannot copy {IP}"))?;
+    libraries(Path::new(IP), top)?;
+    cases(&workspace_root().join("integration/services"), &top.join("cases"))?;
     for test in tests {
         let place = top.join("tests").join(&test.name);
         fs::copy(&test.path, &place)?;
@@ -184,6 +192,16 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
     let pack =
         format!("cd {} && find . | cpio --quiet -o -H newc | gzip -1 > {}", top.display(), out.display());
     Run::shell(&pack).check().map(drop)
+}
+
+/// Copies the table of Service cases.
+fn cases(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Copies this machine's libraries that a program is linked with, to the same places.

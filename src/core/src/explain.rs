@@ -262,7 +262,13 @@ fn unmatched_sentence(facts: Facts<'_>, answer: &Explanation, at: &str) -> Strin
     let ports: Vec<String> =
         owners.map(|state| format!("{} ({})", state.spec.port, state.spec.id.name)).collect();
     if !ports.is_empty() {
-        return format!("{at} is refused: no Service port is there; {addr} serves {}", ports.join(", "));
+        let what = match answer.fate {
+            Fate::Rejected => "refused",
+            Fate::Dropped => "dropped",
+            Fate::Host => "left to the host's own processes",
+            Fate::Forwarded | Fate::Endpoints(_) => "routed on",
+        };
+        return format!("{at} is {what}: no Service port is there; {addr} serves {}", ports.join(", "));
     }
     if facts.desired.node().host_addresses.contains(&addr) {
         return format!(

@@ -29,7 +29,7 @@ pub const ZONE: &str = "a";
 pub const POD_INTERFACE: &str = "cni0";
 /// Clients by their names in packet lines; IPv6 has the same, translated.
 const CLIENTS: [(&str, &str); 4] =
-    [("pod", "10.244.1.9"), ("far-pod", "10.244.2.9"), ("node", "192.168.0.1"), ("outside", "203.0.113.7")];
+    [("pod", "10.244.1.9"), ("far-pod", "10.244.2.99"), ("node", "192.168.0.1"), ("outside", "203.0.113.7")];
 /// The node's addresses, its primary one first.
 const NODE_ADDRESSES: [&str; 2] = ["192.168.0.1", "192.168.1.1"];
 const NODE_PODS: &str = "10.244.1.0/24";
@@ -37,6 +37,7 @@ const ALL_PODS: &str = "10.244.0.0/16";
 
 /// A way Services are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(dead_code, reason = "each test file runs the modes its tier can have")]
 pub enum Mode {
     Nftables,
     Ipvs,
