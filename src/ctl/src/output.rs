@@ -54,6 +54,31 @@ impl Screen {
     }
 }
 
+impl Screen {
+    /// A sentence in lines that fit, for a place that begins at this column; the lines after the first are
+    /// indented to it. A word longer than a line stays whole.
+    pub fn wrap(&self, text: &str, column: usize) -> String {
+        let text = one_line(text);
+        let Some(width) = self.width.map(usize::from).filter(|width| *width > column + MIN_WRAPPED) else {
+            return text;
+        };
+        let mut lines: Vec<String> = vec![String::new()];
+        for word in text.split(' ') {
+            let line = lines.last_mut().expect("there is one from the start");
+            let used = column + line.chars().count();
+            if !line.is_empty() && used + 1 + word.chars().count() > width {
+                lines.push(word.to_owned());
+            } else {
+                if !line.is_empty() {
+                    line.push(' ');
+                }
+                line.push_str(word);
+            }
+        }
+        lines.join(&format!("\n{}", " ".repeat(column)))
+    }
+}
+
 /// What a text is about, not which colour it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
@@ -253,6 +278,20 @@ mod tests {
              web            Running  -\n\
              shop-database  Pending  image registry.example/db:1 to be pulled\n"
         );
+    }
+
+    #[test]
+    fn sentences_break_between_words_and_keep_their_column() {
+        let text = "one two three four five six seven eight";
+        let cases = [
+            (Some(30), 0, "one two three four five six\nseven eight"),
+            (Some(30), 5, "one two three four five\n     six seven eight"),
+            (Some(30), 20, text),
+            (None, 0, text),
+        ];
+        for (width, column, want) in cases {
+            assert_eq!(screen(width).wrap(text, column), want, "{width:?} {column}");
+        }
     }
 
     #[test]

@@ -399,6 +399,8 @@ fn send(line: &PacketLine, wait: Duration) -> Met {
         Ok(text) => met(&text),
         Err(error) => match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Met::Refused,
+            // A rule that refuses what the node itself sends fails the call that sent it.
+            ErrorKind::PermissionDenied if line.origin == Origin::Node => Met::Refused,
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Met::Silence,
             _ => Met::Unreachable,
         },

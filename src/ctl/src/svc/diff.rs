@@ -39,7 +39,9 @@ fn text(view: &DiffView, screen: &Screen) -> String {
         let _ = writeln!(text, "repaired: {count} {objects}");
     }
     if let Some(error) = &view.error {
-        let _ = writeln!(text, "{}: {error}", screen.paint(Paint::Bad, "the kernel could not be compared"));
+        let head = "the kernel could not be compared";
+        let why = screen.wrap(error, head.len() + 2);
+        let _ = writeln!(text, "{}: {why}", screen.paint(Paint::Bad, head));
         return text;
     }
     let (faults, draining) = (faults(view), view.differences.len() - faults(view));

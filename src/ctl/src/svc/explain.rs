@@ -82,7 +82,11 @@ fn explanation(answer: &Explanation, screen: &Screen) -> String {
     let from = origin_word(answer.from);
     // The sentence names the address itself.
     let sentence = one_line(&answer.sentence);
-    let mut text = format!("from {from} {}: {}\n", answer.src, screen.paint(paint, &sentence));
+    let head = screen.wrap(&format!("from {from} {}: {sentence}", answer.src), 0);
+    let mut text = match head.split_once(": ") {
+        Some((asked, answered)) => format!("{asked}: {}\n", screen.paint(paint, answered)),
+        None => format!("{}\n", screen.paint(paint, &head)),
+    };
     if let Some(matched) = &answer.matched {
         let port = if matched.port.is_empty() { String::new() } else { format!(" port {}", matched.port) };
         let affinity =
@@ -114,7 +118,7 @@ fn explanation(answer: &Explanation, screen: &Screen) -> String {
         }
     }
     if let Some(next) = answer.next_step.as_deref().map(one_line).filter(|next| !sentence.contains(next)) {
-        let _ = writeln!(text, "\nwhat to do: {next}");
+        let _ = writeln!(text, "\nwhat to do: {}", screen.wrap(&next, 12));
     }
     text
 }

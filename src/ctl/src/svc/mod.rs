@@ -64,7 +64,8 @@ fn table(services: &[ServiceRow], screen: &Screen) -> String {
     let mut text = rows.render(screen, mood);
     for service in services {
         for problem in &service.problems {
-            let _ = writeln!(text, "\n{}/{}: {}", service.namespace, service.name, one_line(problem));
+            let line = format!("{}/{}: {problem}", service.namespace, service.name);
+            let _ = writeln!(text, "\n{}", screen.wrap(&line, 0));
         }
     }
     text

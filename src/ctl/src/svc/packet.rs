@@ -1,10 +1,11 @@
 //! Who sends a packet, and where to: what people write is made an address and a place it comes from.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use longshore_core::ruleset::trace::Origin;
 use longshore_core::service::view::{PortRow, ServiceRow};
 use longshore_core::wire::{NodeView, PodView};
+use longshore_kernel::netns::NetNs;
 
 use crate::error::CliError;
 use crate::pods::Node;
@@ -77,6 +78,9 @@ pub async fn client(node: &Node, from: Option<&str>, to: SocketAddr) -> Result<(
             Origin::Pod
         } else if host.ips.contains(&ip) || ip.is_loopback() {
             Origin::Node
+        } else if namespace_of(ip).is_some() {
+            // Somebody else's pod, or one of a daemon that only serves Services.
+            Origin::Pod
         } else {
             Origin::Outside
         };
@@ -91,6 +95,32 @@ pub async fn client(node: &Node, from: Option<&str>, to: SocketAddr) -> Result<(
         return Ok(fallback());
     }
     Err(CliError::new(format!("pod {key} has no address yet")).hint(format!("longshore why pod/{key}")))
+}
+
+/// The network namespace of this node, other than ours, that has an address: found by trying to bind it.
+pub fn namespace_of(addr: IpAddr) -> Option<NetNs> {
+    let owns = |net: &NetNs| net.run(|| UdpSocket::bind((addr, 0)).is_ok()).unwrap_or(false);
+    namespaces().into_iter().find(owns)
+}
+
+/// Every network namespace with a name or a process, each once; ours left out.
+fn namespaces() -> Vec<NetNs> {
+    let mut seen: Vec<_> = NetNs::current().map(|own| own.id()).into_iter().collect();
+    let named = ["/run/netns", "/var/run/netns"].into_iter().flat_map(std::fs::read_dir).flatten().flatten();
+    let named = named.map(|entry| entry.path());
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+        .map(|entry| entry.path().join("ns/net"));
+    let mut found = Vec::new();
+    // Processes come and go while they are looked at.
+    for net in named.chain(processes).filter_map(|path| NetNs::open(path).ok()) {
+        if !seen.contains(&net.id()) {
+            seen.push(net.id());
+            found.push(net);
+        }
+    }
+    found
 }
 
 fn uses_host_network(pod: &PodView) -> bool {

@@ -17,8 +17,8 @@ use serde::Serialize;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::explain;
-use crate::error::{CliError, FAILED, one_line};
+use super::{explain, packet};
+use crate::error::{CliError, FAILED};
 use crate::output::{Paint, Screen, print, structured};
 use crate::pods::Node;
 
@@ -70,7 +70,7 @@ pub struct Traced {
     /// The endpoint is among those that may answer.
     pub as_explained: Option<bool>,
     /// The endpoint sees this address instead of the client's.
-    pub source_rewritten_to: Option<IpAddr>,
+    pub source_rewritten_to: Option<SocketAddr>,
     pub verdict: Verdict,
     /// Milliseconds until the verdict.
     pub took_ms: f64,
@@ -222,7 +222,10 @@ async fn udp(
 
 fn verdict(error: &std::io::Error) -> Verdict {
     match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Verdict::Refused,
+        // A rule that refuses what this host itself sends fails the call that sent it.
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::PermissionDenied => {
+            Verdict::Refused
+        }
         ErrorKind::TimedOut => Verdict::NoAnswer,
         _ => Verdict::Unreachable,
     }
@@ -260,8 +263,7 @@ fn place(answer: &Explanation) -> Result<Place, CliError> {
         }
         Origin::Pod => {
             let bind = SocketAddr::new(answer.src, 0);
-            let owns = |net: &NetNs| net.run(|| std::net::UdpSocket::bind(bind).is_ok()).unwrap_or(false);
-            match namespaces().into_iter().find(owns) {
+            match packet::namespace_of(answer.src) {
                 Some(net) => Ok(Place { net: Some(net), bind }),
                 None => Err(CliError::new(format!(
                     "no network namespace of this node has the address {}",
@@ -271,26 +273,6 @@ fn place(answer: &Explanation) -> Result<Place, CliError> {
             }
         }
     }
-}
-
-/// Every network namespace with a name or a process, each once; ours left out.
-fn namespaces() -> Vec<NetNs> {
-    let mut seen: Vec<_> = NetNs::current().map(|own| own.id()).into_iter().collect();
-    let named = ["/run/netns", "/var/run/netns"].into_iter().flat_map(std::fs::read_dir).flatten().flatten();
-    let named = named.map(|entry| entry.path());
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = processes
-        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
-        .map(|entry| entry.path().join("ns/net"));
-    let mut found = Vec::new();
-    // Processes come and go while they are looked at.
-    for net in named.chain(processes).filter_map(|path| NetNs::open(path).ok()) {
-        if !seen.contains(&net.id()) {
-            seen.push(net.id());
-            found.push(net);
-        }
-    }
-    found
 }
 
 fn traced(
@@ -303,7 +285,7 @@ fn traced(
     let translated = flow.filter(|flow| flow.endpoint() != flow.service());
     let endpoint = translated.map(Flow::endpoint);
     let candidate = endpoint.and_then(|at| answer.candidates.iter().find(|one| one.endpoint == at));
-    let answered_to = flow.map(|flow| flow.reply.destination.ip());
+    let answered_to = flow.map(|flow| flow.reply.destination);
     Traced {
         protocol: answer.protocol.clone(),
         client,
@@ -323,7 +305,7 @@ fn traced(
             )
         }),
         as_explained: endpoint.map(|_| candidate.is_some_and(|one| one.used)),
-        source_rewritten_to: answered_to.filter(|addr| client.is_some_and(|client| client.ip() != *addr)),
+        source_rewritten_to: answered_to.filter(|addr| client.is_some_and(|client| client != *addr)),
         verdict,
         took_ms: (took.as_secs_f64() * 10_000.0).round() / 10.0,
         explained: answer.sentence.clone(),
@@ -333,7 +315,7 @@ fn traced(
 fn text(traced: &Traced, good: bool, screen: &Screen) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
-        let _ = writeln!(text, "{label:<11}{value}");
+        let _ = writeln!(text, "{label:<11}{}", screen.wrap(value, 11));
     };
     let client = traced.client.map_or_else(|| "?".to_owned(), |client| client.to_string());
     line("flow", &format!("{} {client} -> {}", traced.protocol, traced.to));
@@ -368,9 +350,14 @@ fn text(traced: &Traced, good: bool, screen: &Screen) -> String {
         Verdict::Unreachable => "the network is unreachable from there".to_owned(),
         Verdict::Seen => format!("seen after {} ms", traced.took_ms),
     };
-    line("verdict", &screen.paint(if good { Paint::Good } else { Paint::Bad }, &verdict));
+    let _ = writeln!(
+        text,
+        "{:<11}{}",
+        "verdict",
+        screen.paint(if good { Paint::Good } else { Paint::Bad }, &verdict)
+    );
     if !good {
-        line("explained", &one_line(&traced.explained));
+        let _ = writeln!(text, "{:<11}{}", "explained", screen.wrap(&traced.explained, 11));
     }
     text
 }
@@ -420,7 +407,8 @@ mod tests {
             text(&told, true, &screen(Format::Table)),
             "flow       tcp 10.244.0.4:40000 -> 10.96.0.80:80\n\
              service    default/web port http\n\
-             conntrack  10.244.0.4:40000 -> 10.96.0.80:80, answered by 10.244.0.5:8080 to 10.244.0.4:40000\n\
+             conntrack  10.244.0.4:40000 -> 10.96.0.80:80, answered by 10.244.0.5:8080 to\n\
+             \u{20}          10.244.0.4:40000\n\
              endpoint   10.244.0.5:8080 (pod default/web-1 on n1), as explained\n\
              source     kept: the endpoint sees the client's address\n\
              verdict    connected in 0.4 ms\n"
@@ -455,7 +443,7 @@ mod tests {
             Duration::ZERO,
         );
         assert_eq!(told.as_explained, Some(false));
-        assert_eq!(told.source_rewritten_to, Some("10.244.0.1".parse().unwrap()));
+        assert_eq!(told.source_rewritten_to, Some("10.244.0.1:40000".parse().unwrap()));
     }
 
     #[tokio::test]
