@@ -159,7 +159,7 @@ async fn check(mode: Mode, history: &[Event]) -> Result<(), TestCaseError> {
         }
         match event {
             Event::Case(..) | Event::Gone(_) => {}
-            Event::Sync => engine.sync(tick()).await,
+            Event::Sync => drop(engine.sync(tick()).await),
             Event::Drain => engine.drain(tick()).await,
             Event::Restart => engine = node.start(&told, tick()).await,
             Event::Refusing(period) => node.refuse(*period),
