@@ -15,6 +15,8 @@ use crate::process::Output;
 pub const MANIFESTS: &str = "/etc/longshore/manifests";
 /// Where the daemon's configuration is in every node.
 pub const CONFIG: &str = "/etc/longshore/config.yaml";
+/// The proxy half's configuration, where the node is started by its unit.
+pub const PROXY_CONFIG: &str = "/etc/longshore/proxy.yaml";
 
 /// The kinds of node, least powerful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use longshore_test_programs::http;
 use tempfile::TempDir;
 
-use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
+use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, PROXY_CONFIG, Service, sh};
 use crate::process::{Output, Owned, Run, wait_until};
 use crate::qemu::{self, Accelerator, Machine};
 use crate::tiers::workspace_root;
@@ -164,6 +164,14 @@ impl NodeVm {
         if options.binary.is_some() {
             sh(self, INSTALL)?;
             node::put(self, CONFIG, options.config.as_bytes())?;
+            // The one place with IPVS in its kernel shows that mode; the others show nftables.
+            node::put(self, PROXY_CONFIG, include_bytes!("../../packaging/proxy.yaml"))?;
+            sh(
+                self,
+                &format!(
+                    "sed -i 's/^mode: auto$/mode: ipvs/' {PROXY_CONFIG} && grep -qx 'mode: ipvs' {PROXY_CONFIG}"
+                ),
+            )?;
         }
         sh(self, &format!("mkdir -p {MANIFESTS}")).map(drop)
     }

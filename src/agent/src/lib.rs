@@ -43,6 +43,12 @@ pub fn main(args: &AgentArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(&text::error_chain(&error)),
     };
+    if let Some(path) = &args.write_config_to {
+        return match proxy::write_config(&settings, path) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("{error:#}")),
+        };
+    }
     logging::init(&settings.logging);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -52,7 +58,13 @@ pub fn main(args: &AgentArgs) -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(wiring::run(settings));
+            let result = runtime.block_on(async {
+                match (args.cleanup, args.init_only) {
+                    (true, _) => proxy::cleanup::run(&settings, args.dry_run).await,
+                    (_, true) => proxy::init_only(&settings).await,
+                    _ => wiring::run(settings).await,
+                }
+            });
             // Steps under way are left to the journal and the next start.
             runtime.shutdown_background();
             result

@@ -21,3 +21,4 @@ pub mod probe;
 pub mod proc;
 pub mod route;
 pub mod sysctl;
+pub mod xtables;

@@ -409,3 +409,19 @@ fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
         assert_eq!(read.table, Some(wanted));
     });
 }
+
+#[test]
+fn a_table_deleted_by_another_program_is_told() {
+    use longshore_kernel::nft::monitor::TableDeletions;
+    common::in_new_netns(|| async {
+        let nft = RealNft::open().unwrap();
+        let table = TableKey::new(Family::Ip, "longshore");
+        let mut deletions = TableDeletions::open().unwrap();
+        for ops in [vec![NftOp::AddTable], vec![NftOp::DelTable]] {
+            nft.apply(&NftBatch { table: table.clone(), ops }, None).await.unwrap();
+        }
+        let told =
+            tokio::time::timeout(std::time::Duration::from_secs(5), deletions.deleted("longshore")).await;
+        assert_eq!(told, Ok(true));
+    });
+}

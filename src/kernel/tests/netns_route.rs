@@ -69,3 +69,19 @@ fn without_a_route_there_is_no_default_source() {
         assert_eq!(routes.default_source(IpFamily::V6).await, Ok(None));
     });
 }
+
+#[test]
+fn changes_of_addresses_are_told_with_their_device() {
+    use longshore_kernel::route::monitor::{AddressEvent, AddressEvents, RealAddressEvents};
+    common::in_new_netns(|| async {
+        let routes = RealRoutes::open().unwrap().with_veth_fallback();
+        let link = routes.ensure_dummy("eth9").await.unwrap();
+        let mut events = RealAddressEvents::open().unwrap();
+        let addr = IpAddr::from([192, 0, 2, 7]);
+        for op in [AddressOp::Ensure(addr), AddressOp::Remove(addr)] {
+            assert_eq!(routes.change_addresses(&link, &[op]).await, [Ok(())]);
+            let told = tokio::time::timeout(std::time::Duration::from_secs(5), events.next()).await;
+            assert_eq!(told.unwrap(), Some(AddressEvent::Device(Some("eth9".to_owned()))), "{op:?}");
+        }
+    });
+}

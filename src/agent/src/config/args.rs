@@ -52,6 +52,18 @@ pub struct AgentArgs {
     /// Folder of the daemon's certificates (likewise)
     #[arg(long, value_name = "DIR")]
     pub cert_dir: Option<PathBuf>,
+    /// Remove everything of ours from the kernel's Service tables, then end
+    #[arg(long)]
+    pub cleanup: bool,
+    /// With --cleanup: only say what would be removed
+    #[arg(long, requires = "cleanup")]
+    pub dry_run: bool,
+    /// Make the kernel settings the proxy half wants, then end (for a privileged init container)
+    #[arg(long, conflicts_with = "cleanup")]
+    pub init_only: bool,
+    /// Write the proxy's configuration with every default to a file, then end
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cleanup", "init_only"])]
+    pub write_config_to: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Fields of the configuration files")]
     pub fields: GivenFlags,
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use longshore_core::ids::ObjectKey;
+use longshore_core::service::cidr::Cidr;
 use longshore_core::service::types::{EndpointSlice, Service};
 use tokio::sync::Notify;
 
@@ -28,7 +29,9 @@ struct Pending {
     slices: BTreeMap<ObjectKey, Option<Box<EndpointSlice>>>,
     services: BTreeMap<ObjectKey, Option<Box<Service>>>,
     zone: Option<Option<String>>,
+    pod_networks: Option<Vec<Cidr>>,
     host_addresses: bool,
+    table_lost: bool,
     sources_synced: bool,
 }
 
@@ -49,7 +52,7 @@ impl Inbox {
             Change::Service(_) | Change::ServiceGone(_) => self.metrics.service_queued(self.clock.now()),
             Change::Slice(_) | Change::SliceGone(_) => self.metrics.endpoints_queued(self.clock.now()),
             Change::SourcesSynced => self.complete.store(true, Ordering::Relaxed),
-            Change::Zone(_) | Change::HostAddresses => {}
+            Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses | Change::TableLost => {}
         }
         if self.complete.load(Ordering::Relaxed) {
             self.health.queue();
@@ -62,7 +65,9 @@ impl Inbox {
                 Change::Slice(slice) => drop(pending.slices.insert(slice.key(), Some(slice))),
                 Change::SliceGone(key) => drop(pending.slices.insert(key, None)),
                 Change::Zone(zone) => pending.zone = Some(zone),
+                Change::PodNetworks(networks) => pending.pod_networks = Some(networks),
                 Change::HostAddresses => pending.host_addresses = true,
+                Change::TableLost => pending.table_lost = true,
                 Change::SourcesSynced => pending.sources_synced = true,
             }
         }
@@ -78,8 +83,9 @@ impl Inbox {
     /// endpoints at once, and last that the sources are complete.
     pub(super) fn take(&self) -> Vec<Change> {
         let pending = std::mem::take(&mut *self.lock());
-        let mut changes = Vec::with_capacity(pending.slices.len() + pending.services.len() + 3);
+        let mut changes = Vec::with_capacity(pending.slices.len() + pending.services.len() + 4);
         changes.extend(pending.zone.map(Change::Zone));
+        changes.extend(pending.pod_networks.map(Change::PodNetworks));
         for (key, slice) in pending.slices {
             changes.push(slice.map_or(Change::SliceGone(key), Change::Slice));
         }
@@ -87,6 +93,7 @@ impl Inbox {
             changes.push(service.map_or(Change::ServiceGone(key), Change::Service));
         }
         changes.extend(pending.host_addresses.then_some(Change::HostAddresses));
+        changes.extend(pending.table_lost.then_some(Change::TableLost));
         changes.extend(pending.sources_synced.then_some(Change::SourcesSynced));
         changes
     }

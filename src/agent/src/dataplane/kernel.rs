@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use longshore_core::conntrack::Flow;
 use longshore_core::ruleset::diff::{Change, Op};
-use longshore_core::ruleset::ipvs::{Scheduler, VirtualServerKey};
+use longshore_core::ruleset::ipvs::VirtualServerKey;
 use longshore_core::ruleset::nft::{self, Element, ElementKey, Family, NftBatch, NftOp, NftTable, TableKey};
 use longshore_core::ruleset::node::HostAddress;
 use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, Spread, TABLE};
@@ -17,6 +17,7 @@ use longshore_kernel::modules::Modules;
 use longshore_kernel::nft::{Nft, NftError, RealNft};
 use longshore_kernel::route::{AddressOp, Link, RealRoutes, RouteError, Routes};
 use longshore_kernel::sysctl::{RealSysctls, Sysctls};
+use longshore_kernel::xtables::Xtables;
 
 /// The most operations in one conversation with the kernel: bounds the time others wait for its locks.
 const MAX_BATCH: usize = 1024;
@@ -65,11 +66,12 @@ impl Kernel {
 pub struct OpenKernel {
     open: Arc<dyn Fn() -> Result<Kernel, KernelError> + Send + Sync>,
     modules: Option<Arc<dyn Modules>>,
+    xtables: Option<Arc<dyn Xtables>>,
 }
 
 impl OpenKernel {
     pub fn new(open: impl Fn() -> Result<Kernel, KernelError> + Send + Sync + 'static) -> Self {
-        OpenKernel { open: Arc::new(open), modules: None }
+        OpenKernel { open: Arc::new(open), modules: None, xtables: None }
     }
 
     /// Load missing kernel modules first, where this process may.
@@ -78,10 +80,20 @@ impl OpenKernel {
         self
     }
 
-    pub(super) async fn open(&self, scheduler: Scheduler) -> Result<Kernel, KernelError> {
+    /// Take iptables chains of another proxy out with these programs.
+    pub fn clearing(mut self, xtables: Arc<dyn Xtables>) -> Self {
+        self.xtables = Some(xtables);
+        self
+    }
+
+    pub(super) fn xtables(&self) -> Option<Arc<dyn Xtables>> {
+        self.xtables.clone()
+    }
+
+    /// Open after loading these modules, where this process may.
+    pub(super) async fn open(&self, wanted: &[&str]) -> Result<Kernel, KernelError> {
         if let Some(modules) = &self.modules {
-            let scheduler = format!("ip_vs_{scheduler}");
-            for name in ["ip_vs", &scheduler, "nf_conntrack", "nf_tables", "dummy"] {
+            for name in wanted {
                 // What is still missing is named by what then fails to open.
                 if let Err(error) = modules.ensure(name).await {
                     tracing::debug!(module = name, %error, "kernel module not loaded");
@@ -113,6 +125,9 @@ pub enum KernelError {
     Nft(#[from] NftError),
     #[error(transparent)]
     Routes(#[from] RouteError),
+    /// No way to serve Services works.
+    #[error("{0}")]
+    NoMode(String),
     /// Something it stands on failed before.
     #[error("waits for {0}")]
     Waits(String),
@@ -126,7 +141,7 @@ impl KernelError {
             KernelError::Ipvs(error) => error.is_drift(),
             KernelError::Nft(error) => error.is_drift(),
             KernelError::Routes(RouteError::NoAnswer { .. }) => true,
-            KernelError::Routes(_) | KernelError::Waits(_) => false,
+            KernelError::Routes(_) | KernelError::NoMode(_) | KernelError::Waits(_) => false,
         }
     }
 }
@@ -190,21 +205,43 @@ impl Kernel {
         Ok(objects)
     }
 
-    /// Bring the chains and sets of our table to what is wanted, leaving the sets' elements. One batch:
-    /// no packet sees a chain half written.
+    /// Whether the kernel takes the chains that nftables mode needs: written to a table of their own
+    /// that no packet passes, and taken away again.
+    pub(super) async fn probe_nftables(&self, wanted: &NftTable) -> Result<(), NftError> {
+        let table = TableKey::new(Family::Ip, &format!("{TABLE}-probe"));
+        if self.nft.tables().await?.contains(&table_key(false)) {
+            // An earlier run was served by them.
+            return Ok(());
+        }
+        let mut tried = object::skeleton(wanted);
+        tried.chains.values_mut().for_each(|chain| chain.base = None);
+        let remove = NftBatch { table: table.clone(), ops: vec![NftOp::DelTable] };
+        if self.nft.tables().await?.contains(&table) {
+            self.nft.apply(&remove, None).await?;
+        }
+        self.nft.apply(&NftBatch { table, ops: nft::diff(None, Some(&tried)) }, None).await?;
+        self.nft.apply(&remove, None).await
+    }
+
+    /// Bring the chains and sets of our table to what is wanted, leaving the sets' elements, and with
+    /// `keep` also what another mode of ours has there. One batch: no packet sees a chain half written.
     pub(super) async fn ensure_chains(
         &self,
         ipv6: bool,
         found: Option<&NftTable>,
         wanted: &NftTable,
+        keep: bool,
     ) -> Result<bool, KernelError> {
         let found = found.map(object::skeleton);
         let mut wanted = wanted.clone();
         // Chains that spread come and go with Services.
         for (name, chain) in found.iter().flat_map(|table| &table.chains) {
-            if Spread::from_chain(name, ipv6).is_some() {
+            if Spread::from_chain(name, ipv6).is_some() || (keep && !wanted.chains.contains_key(name)) {
                 wanted.chains.insert(name.clone(), chain.clone());
             }
+        }
+        for (name, set) in found.iter().flat_map(|table| &table.sets).filter(|_| keep) {
+            wanted.sets.entry(name.clone()).or_insert_with(|| set.clone());
         }
         let ops = nft::diff(found.as_ref(), Some(&wanted));
         if ops.is_empty() {

@@ -4,10 +4,14 @@
 
 mod engine;
 mod flows;
+mod former;
+#[cfg(test)]
+mod former_tests;
 mod health;
 mod inbox;
 mod kernel;
 mod metrics;
+mod settings;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -21,6 +25,7 @@ use async_trait::async_trait;
 use longshore_core::explain::{Explanation, Query};
 use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::chains::{ChainConfig, PodInterface};
+pub use longshore_core::ruleset::choice::ModeRequest;
 use longshore_core::ruleset::ipvs::{IpvsTimeouts, Scheduler, UnknownScheduler};
 use longshore_core::ruleset::node::{ConntrackWish, NodePortAddresses};
 use longshore_core::service::Family;
@@ -37,23 +42,15 @@ use crate::config::{self, DataplaneSettings, ModeTuning, PerMode};
 use crate::pods::Clock;
 pub use engine::Engine;
 pub use flows::{TrackedFlows, kernel_flows};
+pub use former::cleanup;
 pub use health::ProxyHealth;
 use inbox::Inbox;
 pub use kernel::{Kernel, KernelError, OpenKernel, UdpFlows};
 pub use metrics::{Figures, ProxyMetrics};
+pub use settings::make_settings;
 
 /// Metrics are given without the task's own part after this.
 const SCRAPE_AT_MOST: Duration = Duration::from_secs(2);
-
-/// Which back end was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModeRequest {
-    /// What the kernel has.
-    Auto,
-    Ipvs,
-    Nftables,
-    Iptables,
-}
 
 /// How the dataplane is set.
 #[derive(Clone, Debug)]
@@ -61,11 +58,15 @@ pub struct DataplaneConfig {
     pub mode: ModeRequest,
     pub scheduler: Scheduler,
     pub chains: ChainConfig,
+    /// Pods are told by the node's own pod networks, which [`Change::PodNetworks`] may bring.
+    pub by_pod_networks: bool,
     /// `None`: as the mode has it by default.
     pub node_port_addresses: Option<NodePortAddresses>,
     pub node_name: String,
     /// The node's own addresses, the primary one of each family.
     pub node_ips: Vec<IpAddr>,
+    /// They were detected, and follow the default routes.
+    pub follow_primary: bool,
     pub strict_arp: bool,
     /// Connection time-outs of IPVS; zeroes leave the kernel's.
     pub timeouts: IpvsTimeouts,
@@ -96,9 +97,11 @@ impl DataplaneConfig {
                 cluster_cidrs: Vec::new(),
                 pod_interface: None,
             },
+            by_pod_networks: false,
             node_port_addresses: None,
             node_name: node_name.to_owned(),
             node_ips,
+            follow_primary: false,
             strict_arp: false,
             timeouts: IpvsTimeouts::default(),
             exclude_cidrs: Vec::new(),
@@ -131,6 +134,7 @@ impl DataplaneConfig {
             mode: mode(settings),
             scheduler,
             chains: chains(settings, &mut warnings),
+            by_pod_networks: matches!(settings.detect_local, config::DetectLocal::NodeCidr(_)),
             node_port_addresses: match &settings.node_ports {
                 config::NodePortAddresses::Default => None,
                 config::NodePortAddresses::Primary => Some(NodePortAddresses::Primary),
@@ -138,6 +142,7 @@ impl DataplaneConfig {
             },
             node_name: node_name.to_owned(),
             node_ips: with_bind_address(node_ips, settings.bind_address),
+            follow_primary: false,
             strict_arp: settings.ipvs.strict_arp,
             timeouts: IpvsTimeouts {
                 tcp: seconds(settings.ipvs.tcp_timeout),
@@ -163,6 +168,11 @@ fn with_bind_address(mut detected: Vec<IpAddr>, bind: Option<IpAddr>) -> Vec<IpA
         detected.insert(0, bind);
     }
     detected
+}
+
+/// Networks whose virtual servers belong to others.
+pub fn excluded(settings: &DataplaneSettings) -> Vec<Cidr> {
+    cidrs(&settings.ipvs.exclude)
 }
 
 fn mode(settings: &DataplaneSettings) -> ModeRequest {
@@ -216,8 +226,12 @@ pub enum Change {
     SliceGone(ObjectKey),
     /// The node's zone label.
     Zone(Option<String>),
+    /// The node's own pod networks, as its Node object has them: `detectLocalMode: NodeCIDR`.
+    PodNetworks(Vec<Cidr>),
     /// An interface or address of the host changed.
     HostAddresses,
+    /// Somebody deleted a table of ours.
+    TableLost,
     /// Every source has told all it has: from now on what nobody wants is removed, and nothing is
     /// programmed before. In standalone mode that includes the readiness of adopted pods.
     SourcesSynced,
@@ -468,6 +482,7 @@ pub fn dataplane(
         health: health.clone(),
         metrics: metrics.clone(),
         latency: task::Latency::new(clock.now()),
+        pace: task::Pace::default(),
         clock,
         stop,
     };

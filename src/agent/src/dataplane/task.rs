@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use longshore_core::ids::ObjectKey;
 use longshore_core::service::view::DataplaneView;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
@@ -28,6 +28,7 @@ pub(super) struct Task {
     pub(super) health: ProxyHealth,
     pub(super) metrics: ProxyMetrics,
     pub(super) latency: Latency,
+    pub(super) pace: Pace,
     pub(super) clock: Clock,
     pub(super) stop: CancellationToken,
 }
@@ -47,14 +48,21 @@ impl Task {
         let mut answering = true;
         loop {
             let retry = self.engine.next_retry().map(|at| self.clock.until(at));
+            let turn = self.pace.turn;
             tokio::select! {
                 () = self.stop.cancelled() => break,
-                () = self.inbox.arrived() => {}
+                () = self.inbox.arrived(), if turn.is_none() => if self.pace.too_early() {
+                    continue;
+                },
+                () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {}
                 () = sleep(retry.unwrap_or_default()), if retry.is_some() => {}
                 _ = audits.tick() => {
                     self.engine.audit(self.clock.now()).await;
                 }
-                _ = drains.tick(), if self.engine.is_draining() => self.engine.drain(self.clock.now()).await,
+                _ = drains.tick(), if self.engine.is_draining() || self.engine.wants_to_retire() => {
+                    self.engine.drain(self.clock.now()).await;
+                    self.engine.retire().await;
+                }
                 question = self.questions.recv(), if answering => match question {
                     Some(question) => {
                         if !self.answer(question).await {
@@ -79,8 +87,14 @@ impl Task {
         if addresses_changed {
             self.engine.host_addresses_changed().await;
         }
+        let first = !self.engine.is_synced();
         let round = self.engine.sync(self.clock.now()).await;
+        self.pace.ended(round.map(|round| round.took), self.engine.min_sync_period());
         self.tell(round);
+        if first && self.engine.wants_to_retire() {
+            self.engine.retire().await;
+            self.view.send_replace(Arc::new(self.engine.view()));
+        }
     }
 
     fn tell(&mut self, round: Option<Round>) {
@@ -135,6 +149,35 @@ impl Task {
     }
 }
 
+/// A round longer than this makes the next one wait as long again, so that a flood of changes takes
+/// half of the time at most.
+const SHORT_ROUND: Duration = Duration::from_millis(20);
+const PAUSE_AT_MOST: Duration = Duration::from_secs(1);
+
+/// When the next round may be: at once where none was lately, else together with what comes meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    not_before: Option<Instant>,
+    /// Changes wait until then.
+    turn: Option<Instant>,
+}
+
+impl Pace {
+    /// Something arrived; whether it has to wait for its turn.
+    fn too_early(&mut self) -> bool {
+        self.turn = self.not_before.filter(|at| *at > Instant::now());
+        self.turn.is_some()
+    }
+
+    /// A round ended that took so long, if there was anything to do. `min` is `minSyncPeriod`.
+    fn ended(&mut self, took: Option<Duration>, min: Option<Duration>) {
+        self.turn = None;
+        let Some(took) = took else { return };
+        let by_itself = if took < SHORT_ROUND { Duration::ZERO } else { took.min(PAUSE_AT_MOST) };
+        self.not_before = Some(Instant::now() + min.unwrap_or(by_itself));
+    }
+}
+
 /// Since when changes of endpoints wait to be in the kernel, by what EndpointSlices say of it
 /// (`endpoints.kubernetes.io/last-change-trigger-time`). Of a change told twice the first counts.
 #[derive(Debug)]
@@ -175,6 +218,28 @@ impl Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_follows_at_once_when_idle_and_waits_its_turn_under_load() {
+        let seconds = Duration::from_secs;
+        // What the last round took, `minSyncPeriod`, and how long a change right after it waits.
+        let table = [
+            (None, Some(seconds(9)), Duration::ZERO),
+            (Some(Duration::from_millis(2)), None, Duration::ZERO),
+            (Some(Duration::from_millis(300)), None, Duration::from_millis(300)),
+            (Some(seconds(20)), None, seconds(1)),
+            (Some(Duration::from_millis(2)), Some(seconds(2)), seconds(2)),
+            (Some(seconds(20)), Some(Duration::ZERO), Duration::ZERO),
+        ];
+        for (took, min, want) in table {
+            let mut pace = Pace::default();
+            pace.ended(took, min);
+            assert_eq!(pace.too_early(), !want.is_zero(), "{took:?} {min:?}");
+            assert_eq!(pace.turn.map(|at| at - Instant::now()).unwrap_or_default(), want, "{took:?} {min:?}");
+            tokio::time::advance(seconds(2)).await;
+            assert!(!pace.too_early(), "idle long enough");
+        }
+    }
 
     #[test]
     fn a_change_told_twice_is_measured_once_and_old_ones_never() {

@@ -40,19 +40,19 @@ const SYSCTLS: [&str; 4] = [
     "net/ipv4/vs/expire_quiescent_template",
     "net/ipv4/ip_forward",
 ];
-const NODE_IP: [u8; 4] = [192, 168, 0, 1];
+pub(super) const NODE_IP: [u8; 4] = [192, 168, 0, 1];
 
 /// The kernel of a node that outlives the daemons of a test.
-struct Node {
-    ipvs: Arc<FakeIpvs>,
-    nft: Arc<FakeNft>,
-    routes: Arc<FakeRoutes>,
-    flows: Arc<FakeFlows>,
-    sysctls: Arc<FakeSysctls>,
+pub(super) struct Node {
+    pub(super) ipvs: Arc<FakeIpvs>,
+    pub(super) nft: Arc<FakeNft>,
+    pub(super) routes: Arc<FakeRoutes>,
+    pub(super) flows: Arc<FakeFlows>,
+    pub(super) sysctls: Arc<FakeSysctls>,
 }
 
 #[derive(Default)]
-struct FakeFlows(Mutex<BTreeSet<Flow>>);
+pub(super) struct FakeFlows(Mutex<BTreeSet<Flow>>);
 
 #[async_trait]
 impl UdpFlows for FakeFlows {
@@ -73,7 +73,7 @@ impl UdpFlows for FakeFlows {
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Node {
             ipvs: Arc::new(FakeIpvs::new()),
             nft: Arc::new(FakeNft::new()),
@@ -83,7 +83,7 @@ impl Node {
         }
     }
 
-    fn kernel(&self) -> Kernel {
+    pub(super) fn kernel(&self) -> Kernel {
         Kernel {
             ipvs: Ok(self.ipvs.clone()),
             nft: self.nft.clone(),
@@ -101,11 +101,12 @@ impl Node {
     /// The same on a kernel without IPVS.
     fn engine_without_ipvs(&self) -> Engine {
         let kernel = Kernel { ipvs: Err(no_ipvs()), ..self.kernel() };
-        Engine::new(config(), OpenKernel::new(move || Ok(kernel.clone())))
+        let config = DataplaneConfig { mode: ModeRequest::Auto, ..config() };
+        Engine::new(config, OpenKernel::new(move || Ok(kernel.clone())))
     }
 
     /// Everything that packets could notice.
-    fn state(&self) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
+    pub(super) fn state(&self) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
         let tables = [false, true].map(|ipv6| self.nft.table(&table_key(ipv6)));
         (self.ipvs.state(), self.routes.addresses_of(DEVICE), tables)
     }
@@ -120,8 +121,8 @@ fn no_ipvs() -> IpvsError {
     IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(Errno::ENOENT)))
 }
 
-fn config() -> DataplaneConfig {
-    let new = DataplaneConfig::new(ModeRequest::Auto, "n1", vec![IpAddr::from(NODE_IP)]);
+pub(super) fn config() -> DataplaneConfig {
+    let new = DataplaneConfig::new(ModeRequest::Ipvs, "n1", vec![IpAddr::from(NODE_IP)]);
     DataplaneConfig {
         chains: ChainConfig { cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..new.chains.clone() },
         node_port_addresses: Some(NodePortAddresses::All),
@@ -130,11 +131,11 @@ fn config() -> DataplaneConfig {
     }
 }
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).unwrap()
 }
 
-fn service(name: &str, number: u8) -> Change {
+pub(super) fn service(name: &str, number: u8) -> Change {
     let spec = json!({"type": "NodePort", "clusterIP": format!("10.96.0.{number}"), "ports": [
         {"name": "p", "port": 80, "nodePort": 30000 + u32::from(number)},
         {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30000 + u32::from(number)}]});
@@ -142,7 +143,7 @@ fn service(name: &str, number: u8) -> Change {
     Change::Service(Box::new(serde_json::from_value(value).unwrap()))
 }
 
-fn endpoints(service: &str, addrs: &[&str]) -> Change {
+pub(super) fn endpoints(service: &str, addrs: &[&str]) -> Change {
     let list: Vec<Value> = addrs.iter().map(|addr| json!({"addresses": [addr], "nodeName": "n1"})).collect();
     let value = json!({"metadata": {"name": format!("{service}-1"), "namespace": "ns",
             "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4", "endpoints": list,
@@ -151,7 +152,7 @@ fn endpoints(service: &str, addrs: &[&str]) -> Change {
 }
 
 /// Three Services, one of them without endpoints.
-fn population() -> Vec<Change> {
+pub(super) fn population() -> Vec<Change> {
     vec![
         endpoints("web", &["10.244.1.1", "10.244.1.2"]),
         endpoints("api", &["10.244.1.3"]),
@@ -162,11 +163,11 @@ fn population() -> Vec<Change> {
     ]
 }
 
-fn take(engine: &mut Engine, change: Change) {
+pub(super) fn take(engine: &mut Engine, change: Change) {
     assert!(!engine.take(change), "none of these is about the host's addresses");
 }
 
-async fn settled(mut engine: Engine, changes: Vec<Change>) -> Engine {
+pub(super) async fn settled(mut engine: Engine, changes: Vec<Change>) -> Engine {
     engine.start().await;
     changes.into_iter().for_each(|change| take(&mut engine, change));
     engine.sync(at(0)).await;
@@ -174,13 +175,13 @@ async fn settled(mut engine: Engine, changes: Vec<Change>) -> Engine {
 }
 
 /// The state a node has after one faultless sync of these changes.
-async fn fresh(changes: Vec<Change>) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
+pub(super) async fn fresh(changes: Vec<Change>) -> (IpvsState, Vec<IpAddr>, [Option<NftTable>; 2]) {
     let node = Node::new();
     settled(node.engine(), changes).await;
     node.state()
 }
 
-fn web_tcp() -> VirtualServerKey {
+pub(super) fn web_tcp() -> VirtualServerKey {
     VirtualServerKey::new(IpAddr::from([10, 96, 0, 1]), 80, Protocol::Tcp)
 }
 
@@ -533,7 +534,7 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
     let node = Node::new();
     let mut engine = settled(node.engine_without_ipvs(), population()).await;
     let view = engine.view();
-    assert_eq!((view.mode.as_str(), view.reason.as_str()), ("nftables", "the kernel has no IPVS"));
+    assert_eq!((view.mode.as_str(), view.reason.as_str()), ("nftables", "the kernel has nftables"));
     assert!(view.synced && view.failures.is_empty(), "{view:?}");
     let dst = "10.96.0.1:80".parse().unwrap();
     let query =

@@ -72,9 +72,8 @@ async fn serve_connection(stream: TcpStream, router: Router) {
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
-        Ok(Err(error)) => tracing::debug!(%error, "connection ended early"),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_AT_MOST, connection).await {
+        tracing::debug!(%error, "connection ended early");
     }
 }
 

@@ -1,18 +1,25 @@
 //! The proxy half: what serves the node's Services, beside the pods or alone as a kube-proxy would.
 //! Here it is put together; the dataplane itself is in `dataplane`, objects come from `services`.
 
+mod addresses;
 mod checks;
+pub mod cleanup;
 mod http;
 pub mod lock;
 mod servers;
+mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use longshore_kernel::modules::RealModules;
 use longshore_kernel::route::RealRoutes;
+use longshore_kernel::route::monitor::{AddressEvents, RealAddressEvents};
+use longshore_kernel::sysctl::RealSysctls;
+use longshore_kernel::xtables::RealXtables;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use self::lock::WriterLock;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
 use crate::config::Settings;
-use crate::dataplane::{DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
+use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
 use crate::joined::{Clients, ClusterServices};
 use crate::node::{self, Facts};
 use crate::pods::Clock;
@@ -51,12 +58,19 @@ pub async fn start(
     });
     servers::start(&settings.servers, &handle, stop).await?;
     tokio::spawn(checks::run(handle.clone(), stop.clone()));
+    let watching = addresses::watch(handle.clone(), || {
+        RealAddressEvents::open().map(|events| Box::new(events) as Box<dyn AddressEvents>)
+    });
+    tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(tables::watch(handle.clone())));
     Ok(handle)
 }
 
 /// The kernel of this network namespace, its modules loaded when they are first needed.
 fn open_kernel() -> OpenKernel {
-    OpenKernel::new(|| Kernel::open(kernel_flows())).loading(Arc::new(RealModules::default()))
+    OpenKernel::new(|| Kernel::open(kernel_flows()))
+        .loading(Arc::new(RealModules::default()))
+        .clearing(Arc::new(RealXtables))
 }
 
 fn dataplane_config(settings: &Settings, facts: &Facts) -> anyhow::Result<DataplaneConfig> {
@@ -64,11 +78,35 @@ fn dataplane_config(settings: &Settings, facts: &Facts) -> anyhow::Result<Datapl
     let cpus = u32::try_from(facts.cpus).unwrap_or(u32::MAX);
     let machine = (facts.kernel_version, cpus);
     let made = DataplaneConfig::from_settings(&settings.dataplane, &context.name, context.ips, machine);
-    let (config, warnings) = made?;
+    let (mut config, warnings) = made?;
+    config.follow_primary = settings.node.ips.is_empty() && settings.dataplane.bind_address.is_none();
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(config)
+}
+
+/// Makes the kernel settings the dataplane wants and ends, for an init container with the rights that
+/// the daemon's own container lacks.
+///
+/// # Errors
+/// Settings that could not be made, one line each.
+pub async fn init_only(settings: &Settings) -> anyhow::Result<()> {
+    let routes = RealRoutes::open().context("open the routing table")?;
+    let facts = Facts::read(&routes, None).await?;
+    let config = dataplane_config(settings, &facts)?;
+    let problems = dataplane::make_settings(&config, &RealSysctls::default());
+    if problems.is_empty() { Ok(()) } else { Err(anyhow!("{}", problems.join("\n"))) }
+}
+
+/// Writes the proxy's configuration with every default, as JSON, which YAML readers take.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_config(settings: &Settings, path: &Path) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(&settings.servers.configz)?;
+    text.push('\n');
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 /// Runs the proxy half alone until SIGTERM: no runtime, no pods, no folders of the kubelet's.

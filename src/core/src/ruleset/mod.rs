@@ -3,9 +3,11 @@
 //! which endpoint serves what is decided in `service`.
 
 pub mod chains;
+pub mod choice;
 pub mod compare;
 pub mod desired;
 pub mod diff;
+pub mod former;
 pub mod ipvs;
 pub mod model;
 pub mod nft;

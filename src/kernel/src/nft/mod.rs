@@ -7,6 +7,7 @@ mod encode;
 pub mod expr;
 #[cfg(any(test, feature = "fake"))]
 mod fake;
+pub mod monitor;
 mod real;
 mod wire;
 

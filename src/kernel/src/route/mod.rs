@@ -4,6 +4,7 @@
 
 #[cfg(any(test, feature = "fake"))]
 mod fake;
+pub mod monitor;
 mod real;
 
 use std::net::IpAddr;

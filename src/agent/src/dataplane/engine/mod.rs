@@ -4,6 +4,7 @@
 
 mod checked;
 mod compare;
+mod retire;
 mod start;
 mod views;
 
@@ -32,6 +33,7 @@ use super::kernel::{self, Kernel, KernelError, in_full};
 use super::metrics::Round;
 use super::{Change, DataplaneConfig, OpenKernel};
 use checked::CheckedServices;
+use retire::Retirement;
 use views::unavailable;
 
 /// A refused object is tried again after this, doubling up to the limit.
@@ -98,6 +100,7 @@ pub struct Engine {
     stuck: bool,
     flows_compared: Option<(u64, Duration)>,
     checks: CheckedServices,
+    retirement: Retirement,
     skipped: BTreeMap<ApiKey, Vec<String>>,
     warnings: Vec<String>,
     counters: Counters,
@@ -126,6 +129,7 @@ impl Engine {
             stuck: false,
             flows_compared: None,
             checks: CheckedServices::default(),
+            retirement: Retirement::default(),
             skipped: BTreeMap::new(),
             warnings: Vec::new(),
             counters: Counters::default(),
@@ -173,6 +177,14 @@ impl Engine {
                 let change = self.table.set_zone(zone.map(Into::into));
                 self.follow(change);
             }
+            Change::PodNetworks(networks) => {
+                if self.config.by_pod_networks && self.config.chains.cluster_cidrs != networks {
+                    self.config.chains.cluster_cidrs = networks;
+                    self.remake_chains();
+                    self.suspect = true;
+                }
+            }
+            Change::TableLost => self.suspect = true,
             Change::HostAddresses => return true,
             Change::SourcesSynced => self.sources_are_synced(),
         }
@@ -465,6 +477,11 @@ impl Engine {
 
     pub fn audit_period(&self) -> Duration {
         self.tuning().sync_period.max(Duration::from_secs(1))
+    }
+
+    /// The shortest time between two rounds, where the configuration names one.
+    pub fn min_sync_period(&self) -> Option<Duration> {
+        self.tuning().min_sync_period
     }
 
     pub fn drain_period(&self) -> Duration {

@@ -6,17 +6,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::chains::{self, ChainConfig};
+use longshore_core::ruleset::choice::{self, Chosen, Probed};
 use longshore_core::ruleset::desired::BackEnd;
 use longshore_core::ruleset::diff::Applied;
 use longshore_core::ruleset::node::{self, NodePortAddresses};
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
-use longshore_core::service::Family;
 
 use super::super::ModeRequest;
 use super::super::kernel::{Dump, Kernel, KernelError, in_full};
+use super::super::settings;
 use super::views::{mode_name, unavailable};
 use super::{Engine, Mode, Served};
 use crate::config::ModeTuning;
+use longshore_kernel::route::IpFamily;
 
 impl Engine {
     /// Find out what the kernel can do, make what does not depend on Services (masquerade rules first),
@@ -43,22 +45,18 @@ impl Engine {
     }
 
     async fn adopt(&mut self) -> Result<Served, KernelError> {
-        let kernel = self.open.open(self.config.scheduler).await?;
-        let (back_end, reason) = self.choose(&kernel)?;
+        let (kernel, back_end, reason) = self.choose().await?;
         let soiled = self.desired.set_back_end(back_end);
         self.soil(soiled);
         self.in_force = back_end;
         self.make_settings(&kernel, back_end);
+        self.remake_chains();
         let link = match back_end {
             BackEnd::Ipvs { .. } => {
-                self.chains = [false, true].map(|ipv6| chains::ipvs_table(&self.chain_config(), ipv6));
                 self.set_timeouts(&kernel).await?;
                 Some(kernel.routes.ensure_dummy(DEVICE).await?)
             }
-            BackEnd::Nftables => {
-                self.chains = [false, true].map(|ipv6| chains::nftables_table(&self.chain_config(), ipv6));
-                None
-            }
+            BackEnd::Nftables => None,
         };
         let served = Served { kernel, back_end, link, reason };
         let mut dump = self.read(&served).await?;
@@ -86,51 +84,49 @@ impl Engine {
         Ok(())
     }
 
-    /// The back end, and why it is this one.
-    fn choose(&self, kernel: &Kernel) -> Result<(BackEnd, String), KernelError> {
-        let ipvs = BackEnd::Ipvs { scheduler: self.config.scheduler };
-        Ok(match (self.config.mode, &kernel.ipvs) {
-            (ModeRequest::Ipvs, Ok(_)) => (ipvs, "asked for by configuration".to_owned()),
-            (ModeRequest::Ipvs, Err(error)) => return Err(error.clone().into()),
-            (ModeRequest::Auto, Ok(_)) => (ipvs, "the kernel has IPVS".to_owned()),
-            (ModeRequest::Auto, Err(_)) => (BackEnd::Nftables, "the kernel has no IPVS".to_owned()),
-            (ModeRequest::Nftables, _) => (BackEnd::Nftables, "asked for by configuration".to_owned()),
-            (ModeRequest::Iptables, _) => {
-                let reason = "mode iptables was asked for and is not in this version".to_owned();
-                (BackEnd::Nftables, reason)
+    /// The kernel, the back end, and why it is this one. IPVS and its device are only loaded where they
+    /// are asked for, or where nftables does not work.
+    async fn choose(&self) -> Result<(Kernel, BackEnd, String), KernelError> {
+        let asked = self.config.mode;
+        let scheduler = format!("ip_vs_{}", self.config.scheduler);
+        let all = ["nf_tables", "nf_conntrack", "ip_vs", &scheduler, "dummy"];
+        let first = if asked == ModeRequest::Ipvs { &all[..] } else { &all[..2] };
+        let mut kernel = self.open.open(first).await?;
+        let mut nftables = Ok(());
+        if asked == ModeRequest::Auto {
+            let wanted = chains::nftables_table(&self.config.chains, false);
+            nftables = kernel.probe_nftables(&wanted).await;
+            if nftables.is_err() {
+                kernel = self.open.open(&all).await?;
             }
-        })
+        }
+        let probed = Probed {
+            nftables: nftables.map_err(|error| in_full(&error)),
+            ipvs: kernel.ipvs.as_ref().map(drop).map_err(|error| in_full(error)),
+            iptables: Err("it is not in this version".to_owned()),
+        };
+        match choice::choose(asked, &probed) {
+            Ok((Chosen::Nftables, reason)) => Ok((kernel, BackEnd::Nftables, reason)),
+            Ok((Chosen::Ipvs, reason)) => {
+                Ok((kernel, BackEnd::Ipvs { scheduler: self.config.scheduler }, reason))
+            }
+            Ok((Chosen::Iptables, _)) => Err(KernelError::NoMode("it is not in this version".to_owned())),
+            Err(reason) => match kernel.ipvs {
+                Err(error) if asked == ModeRequest::Ipvs => Err(error.into()),
+                _ => Err(KernelError::NoMode(reason)),
+            },
+        }
     }
 
     pub(super) fn make_settings(&mut self, kernel: &Kernel, back_end: BackEnd) {
-        let mut families = vec![Family::V4];
-        if self.config.node_ips.iter().any(IpAddr::is_ipv6) {
-            families.push(Family::V6);
-        }
         self.warnings.clear();
         if kernel.flows.is_none() {
             self.warnings.push(
                 "the connection tracker cannot be reached: UDP flows to removed endpoints stay".to_owned(),
             );
         }
-        let settings = match back_end {
-            BackEnd::Ipvs { .. } => {
-                node::ipvs_settings(self.config.kernel_version, self.config.strict_arp, &families)
-            }
-            BackEnd::Nftables => node::forwarding_settings(&families),
-        };
-        let cpus = self.config.cpus;
-        let tracked = kernel.sysctls.read("net/netfilter/nf_conntrack_max").ok();
-        let tracked = tracked.and_then(|text| text.parse().ok()).unwrap_or(u32::MAX);
-        for setting in settings.into_iter().chain(self.config.conntrack.settings(cpus, tracked)) {
-            match kernel.sysctls.ensure(setting.path, &setting.value) {
-                Ok(true) => {
-                    tracing::info!(setting = setting.path, value = &*setting.value, "kernel setting made")
-                }
-                Ok(false) => {}
-                Err(error) => self.warnings.push(format!("{}: {}", in_full(&error), setting.reason)),
-            }
-        }
+        let by_ipvs = matches!(back_end, BackEnd::Ipvs { .. });
+        self.warnings.extend(settings::make(&self.config, by_ipvs, kernel.sysctls.as_ref()));
     }
 
     /// Read the kernel; a kernel without IPv6 is served for IPv4 alone.
@@ -145,7 +141,16 @@ impl Engine {
             if ipv6 && !self.ipv6 {
                 continue;
             }
-            match served.kernel.ensure_chains(ipv6, dump.tables[index].as_ref(), &self.chains[index]).await {
+            match served
+                .kernel
+                .ensure_chains(
+                    ipv6,
+                    dump.tables[index].as_ref(),
+                    &self.chains[index],
+                    !self.retirement.is_done(),
+                )
+                .await
+            {
                 Ok(changed) => written += u64::from(changed),
                 Err(error) if ipv6 && !self.has_ipv6_address() => {
                     self.ipv6 = false;
@@ -163,6 +168,7 @@ impl Engine {
     }
 
     pub(super) async fn refresh_network(&mut self, served: &Served) -> Result<(), KernelError> {
+        self.follow_primary(served).await;
         let addresses = served.kernel.host_addresses().await?;
         let network = node::network(&addresses, &self.node_port_addresses(), &self.config.node_ips);
         let dirty = self.desired.set_node(network);
@@ -171,6 +177,24 @@ impl Engine {
         }
         self.soil(dirty);
         Ok(())
+    }
+
+    /// The node's own addresses are those of its default routes, where nobody named others.
+    async fn follow_primary(&mut self, served: &Served) {
+        if !self.config.follow_primary {
+            return;
+        }
+        let mut found = Vec::new();
+        for family in [IpFamily::V4, IpFamily::V6] {
+            if let Ok(Some(addr)) = served.kernel.routes.default_source(family).await {
+                found.push(addr);
+            }
+        }
+        // Without any default route the node keeps the addresses it is known by.
+        if !found.is_empty() && found != self.config.node_ips {
+            tracing::info!(addresses = ?found, "the node's primary addresses changed");
+            self.config.node_ips = found;
+        }
     }
 
     /// UDP frontends an earlier run served: their flows are looked at even if nobody wants them now.
@@ -188,6 +212,15 @@ impl Engine {
             BackEnd::Ipvs { .. } => self.config.tuning.ipvs,
             BackEnd::Nftables => self.config.tuning.nftables,
         }
+    }
+
+    /// The fixed chains of the mode in force, as it is set now.
+    pub(super) fn remake_chains(&mut self) {
+        let config = self.chain_config();
+        self.chains = [false, true].map(|ipv6| match self.in_force {
+            BackEnd::Ipvs { .. } => chains::ipvs_table(&config, ipv6),
+            BackEnd::Nftables => chains::nftables_table(&config, ipv6),
+        });
     }
 
     fn chain_config(&self) -> ChainConfig {

@@ -19,6 +19,11 @@ impl Engine {
         })
     }
 
+    fn waiting_for_connections(&self) -> Option<String> {
+        let kept = Some(self.retirement.kept).filter(|kept| *kept > 0)?;
+        Some(format!("{kept} virtual servers of IPVS mode stay until their last connection is over"))
+    }
+
     pub fn explain(&self, query: &Query) -> Explanation {
         let unavailable = match &self.mode {
             Mode::None { reason } => reason.as_str(),
@@ -69,7 +74,7 @@ impl Engine {
             failures: failures.collect(),
             clashes: clashes.iter().map(clash).collect(),
             skipped: self.skipped.values().flatten().take(MAX_SKIPPED_SHOWN).cloned().collect(),
-            warnings: self.warnings.clone(),
+            warnings: self.warnings.iter().cloned().chain(self.waiting_for_connections()).collect(),
             counters: self.counters,
         }
     }
