@@ -337,6 +337,7 @@ Examples:
 pub enum RenderMode {
     Nftables,
     Ipvs,
+    Iptables,
 }
 
 /// What `svc render` works from.

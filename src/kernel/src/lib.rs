@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod disk;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod iptables;
 pub mod ipvs;
 pub mod modules;
 pub mod mount;

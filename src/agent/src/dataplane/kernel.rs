@@ -372,6 +372,7 @@ enum Sort {
     Servers,
     Reals,
     Addresses,
+    Chains { ipv6: bool },
 }
 
 impl Sort {
@@ -382,6 +383,8 @@ impl Sort {
             ObjectKey::Server(_) => Sort::Servers,
             ObjectKey::Real(..) => Sort::Reals,
             ObjectKey::Address(_) => Sort::Addresses,
+            ObjectKey::Chain(id) => Sort::Chains { ipv6: id.ipv6 },
+            ObjectKey::Hook(hook) => Sort::Chains { ipv6: hook.to.ipv6 },
         }
     }
 }

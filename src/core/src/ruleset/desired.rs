@@ -1,12 +1,19 @@
 //! Which service ports claim what, kept change by change: the claims that a change touches come out, and
 //! the objects of a claim are made when asked for, so that nothing is stored twice.
 
+mod shared;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use shared::{SharedChain, SharedChains, Touched};
+
+use super::ipt::ChainId;
 use super::ipvs::Scheduler;
 use super::model::ServicePortState;
-use super::object::{Claim, Objects};
+use super::object::{Claim, ObjectKey, ObjectValue, Objects};
+use super::render_ipt::{self, Gathered, IptSettings};
 use super::render_ipvs::{self, NodeNetwork};
 use super::render_nft;
 use crate::service::PortId;
@@ -16,6 +23,7 @@ use crate::service::PortId;
 pub enum BackEnd {
     Ipvs { scheduler: Scheduler },
     Nftables,
+    Iptables,
 }
 
 impl BackEnd {
@@ -23,6 +31,7 @@ impl BackEnd {
         match self {
             BackEnd::Ipvs { .. } => render_ipvs::claims(state, node),
             BackEnd::Nftables => render_nft::claims(state, node),
+            BackEnd::Iptables => render_ipt::claims(state, node),
         }
     }
 }
@@ -67,11 +76,35 @@ pub struct Desired {
     claims: BTreeMap<Claim, Vec<Arc<ServicePortState>>>,
     /// Frontends with more than one of them.
     contested: BTreeSet<Claim>,
+    /// iptables mode: the chains that no single Service makes.
+    chains: SharedChains,
 }
 
 impl Desired {
     pub fn new(back_end: BackEnd, node: NodeNetwork) -> Self {
-        Desired { back_end, node, claims: BTreeMap::new(), contested: BTreeSet::new() }
+        let mut desired = Desired {
+            back_end,
+            node,
+            claims: BTreeMap::new(),
+            contested: BTreeSet::new(),
+            chains: SharedChains::default(),
+        };
+        desired.chains.reset(back_end == BackEnd::Iptables);
+        desired
+    }
+
+    /// What iptables mode is set to. Returns the claims whose objects may differ now.
+    pub fn set_iptables(&mut self, settings: IptSettings) -> BTreeSet<Claim> {
+        if self.chains.settings == settings {
+            return BTreeSet::new();
+        }
+        self.chains.settings = settings;
+        if self.back_end == BackEnd::Iptables { self.remake() } else { BTreeSet::new() }
+    }
+
+    /// What iptables mode is set to.
+    pub fn iptables(&self) -> &IptSettings {
+        &self.chains.settings
     }
 
     pub fn node(&self) -> &NodeNetwork {
@@ -85,6 +118,7 @@ impl Desired {
         after: Option<&Arc<ServicePortState>>,
     ) -> BTreeSet<Claim> {
         let mut dirty = BTreeSet::new();
+        let shared = (self.back_end == BackEnd::Iptables).then(|| self.shared_of(before, after));
         if let Some(before) = before {
             let claims = self.back_end.claims(before, &self.node);
             claims.iter().for_each(|claim| self.release(claim, &before.spec.id));
@@ -98,6 +132,9 @@ impl Desired {
         if let Some(state) = after.or(before) {
             self.add_rivals(&state.spec.id, &mut dirty);
         }
+        if let Some(shared) = shared {
+            self.follow_shared(shared, &mut dirty);
+        }
         dirty
     }
 
@@ -109,6 +146,78 @@ impl Desired {
         for rival in rivals {
             dirty.extend(self.back_end.claims(&rival, &self.node));
         }
+    }
+
+    /// What of the shared chains a change can touch, looked at before it is made.
+    fn shared_of(
+        &self,
+        before: Option<&Arc<ServicePortState>>,
+        after: Option<&Arc<ServicePortState>>,
+    ) -> Touched {
+        let of = |state: Option<&Arc<ServicePortState>>| -> Vec<Claim> {
+            let claims = state.into_iter().flat_map(|state| render_ipt::claims(state, &self.node));
+            let gathered = |claim: &Claim| matches!(claim, Claim::Hairpin(_) | Claim::HealthPort { .. });
+            claims.filter(gathered).collect()
+        };
+        let all = [of(before), of(after)].concat();
+        let gathered = all.into_iter().map(|claim| (claim, self.claims.contains_key(&claim))).collect();
+        Touched { leaves: self.chains.touched(before, after), gathered }
+    }
+
+    /// Bring the shared chains up to date with the claims.
+    fn follow_shared(&mut self, touched: Touched, dirty: &mut BTreeSet<Claim>) {
+        for (claim, was) in &touched.gathered {
+            if self.claims.contains_key(claim) != *was {
+                let id = match claim {
+                    Claim::Hairpin(addr) => render_ipt::hairpin_chain(addr.is_ipv6()),
+                    _ => render_ipt::health_chain(claim.is_ipv6()),
+                };
+                dirty.insert(Claim::Chain(id));
+            }
+        }
+        for leaf in touched.leaves {
+            let holder = self.claims.get(&leaf.claim()).and_then(|holders| holders.first()).cloned();
+            self.chains.place(leaf, holder.as_ref(), dirty);
+        }
+    }
+
+    fn gathered(&self, ipv6: bool) -> Gathered {
+        let (low, high): (IpAddr, IpAddr) = if ipv6 {
+            (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into())
+        } else {
+            (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into())
+        };
+        let hairpins = self.claims.range(Claim::Hairpin(low)..=Claim::Hairpin(high));
+        let ports = Claim::HealthPort { ipv6, port: 0 }..=Claim::HealthPort { ipv6, port: u16::MAX };
+        let addr = |claim: &Claim| match claim {
+            Claim::Hairpin(addr) => Some(*addr),
+            _ => None,
+        };
+        let port = |claim: &Claim| match claim {
+            Claim::HealthPort { port, .. } => Some(*port),
+            _ => None,
+        };
+        Gathered {
+            hairpins: hairpins.filter_map(|(claim, _)| addr(claim)).collect(),
+            health_ports: self.claims.range(ports).filter_map(|(claim, _)| port(claim)).collect(),
+        }
+    }
+
+    /// The objects of a chain.
+    fn chain(&self, id: &ChainId) -> Objects {
+        let rules = match self.chains.part(id) {
+            Some(SharedChain::Fixed) => {
+                return render_ipt::fixed(id, &self.chains.settings, &self.node, &self.gathered(id.ipv6));
+            }
+            Some(SharedChain::Node(node)) => Some(self.chains.node_rules(node, |entry| {
+                self.claims.get(&shared::claim_of(entry)).and_then(|holders| holders.first())
+            })),
+            None => self
+                .holder(&Claim::Chain(*id))
+                .and_then(|state| render_ipt::service_chain(id, state, &self.node, &self.chains.settings)),
+        };
+        let object = |rules: Vec<_>| (ObjectKey::Chain(*id), ObjectValue::Rules(rules));
+        rules.map(object).into_iter().collect()
     }
 
     /// The node's addresses changed: every claim is made again. Returns all that were or are.
@@ -140,6 +249,9 @@ impl Desired {
         }
         let mut dirty: BTreeSet<Claim> = std::mem::take(&mut self.claims).into_keys().collect();
         self.contested.clear();
+        dirty.extend(self.chains.claims());
+        self.chains.reset(self.back_end == BackEnd::Iptables);
+        dirty.extend(self.chains.claims());
         for state in states.values() {
             dirty.extend(self.change(None, Some(state)));
         }
@@ -148,10 +260,15 @@ impl Desired {
 
     /// The objects of a claim; none where nobody makes it.
     pub fn objects(&self, claim: &Claim) -> Objects {
+        if let Claim::Chain(id) = claim {
+            return self.chain(id);
+        }
         let winner = self.claims.get(claim).and_then(|holders| holders.first());
         winner.map_or_else(Objects::new, |state| match self.back_end {
             BackEnd::Ipvs { scheduler } => render_ipvs::objects(claim, state, &self.node, scheduler),
             BackEnd::Nftables => self.nftables_objects(claim, state),
+            // Everything is in chains.
+            BackEnd::Iptables => Objects::new(),
         })
     }
 
@@ -177,7 +294,7 @@ impl Desired {
     }
 
     pub fn claims(&self) -> impl Iterator<Item = &Claim> {
-        self.claims.keys()
+        self.claims.keys().chain(self.chains.claims_by_ref())
     }
 
     /// Who holds a claim.

@@ -201,7 +201,11 @@ pub fn plan(
             Claim::Backends { .. } => places::keep(desired.objects(&claim), have),
             _ => desired.objects(&claim),
         };
-        let urgency = desired.urgency(&claim);
+        // All chains of a family are one run of the program, whatever they are for.
+        let urgency = match claim {
+            Claim::Chain(_) => Urgency::Ordinary,
+            _ => desired.urgency(&claim),
+        };
         let hosted =
             matches!(claim, Claim::Frontend { addr, .. } if desired.node().host_addresses.contains(&addr));
         for (key, change) in differences(&want, have, drained) {
@@ -223,6 +227,7 @@ fn differences(
     for (key, value) in want.iter() {
         match have.get(key) {
             None => found.push((key.clone(), Change::Add(value.clone()))),
+            Some(ObjectValue::Foreign) => {}
             Some(old) if old != value => found.push((key.clone(), Change::Set(value.clone()))),
             Some(_) => {}
         }
@@ -236,6 +241,7 @@ fn differences(
                     found.extend(change.map(|change| (key.clone(), change)));
                 }
             }
+            (_, ObjectValue::Foreign) => {}
             _ => found.push((key.clone(), Change::Remove)),
         }
     }
@@ -259,6 +265,8 @@ fn leave(real: &RealServer, server: &VirtualServerKey, drained: impl FnOnce() ->
 /// so that a server the kernel refused never shows a port of the host.
 fn order(key: &ObjectKey, change: &Change, hosted: bool) -> (bool, u8) {
     match (key, change) {
+        // In what order its lines must stand is known to the text they become.
+        (ObjectKey::Chain(_) | ObjectKey::Hook(_), _) => (false, 0),
         (ObjectKey::Real(..), Change::Set(ObjectValue::Real(real))) if real.weight == 0 => (true, 0),
         (ObjectKey::Real(..), Change::Remove) => (true, 0),
         (ObjectKey::Address(_), Change::Remove) => (true, 1),

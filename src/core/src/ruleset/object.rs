@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Protocol;
+use super::ipt::{self, ChainId, HookKey};
 use super::ipvs::{IpvsState, RealServer, RealServerKey, VirtualServer, VirtualServerKey};
 use super::nft::{self, ElementKey, ElementValue, FieldType, SetFlags, SetSpec, Value};
 
@@ -143,6 +144,12 @@ pub enum Claim {
     Backends { cluster_ip: IpAddr, port: u16, protocol: Protocol },
     /// nftables mode: the chain that spreads over so many endpoints.
     Spread(Spread),
+    /// iptables mode: a node port at any address of the node.
+    NodePort { ipv6: bool, protocol: Protocol, port: u16 },
+    /// iptables mode: a port that load balancers ask for health at.
+    HealthPort { ipv6: bool, port: u16 },
+    /// iptables mode: a chain with the jumps into it.
+    Chain(ChainId),
 }
 
 /// A chain that chooses among a number of endpoints. All frontends with as many share it.
@@ -208,6 +215,8 @@ impl Claim {
             | Claim::Hairpin(addr)
             | Claim::Backends { cluster_ip: addr, .. } => addr.is_ipv6(),
             Claim::Spread(spread) => spread.ipv6,
+            Claim::NodePort { ipv6, .. } | Claim::HealthPort { ipv6, .. } => *ipv6,
+            Claim::Chain(id) => id.ipv6,
         }
     }
 }
@@ -224,6 +233,9 @@ impl fmt::Display for Claim {
                 write!(f, "endpoints of {}/{protocol}", std::net::SocketAddr::new(*cluster_ip, *port))
             }
             Claim::Spread(spread) => write!(f, "chain {}", spread.chain()),
+            Claim::NodePort { protocol, port, .. } => write!(f, "node port {port}/{protocol}"),
+            Claim::HealthPort { port, .. } => write!(f, "health check port {port}"),
+            Claim::Chain(id) => write!(f, "{id}"),
         }
     }
 }
@@ -236,6 +248,8 @@ pub enum ObjectKey {
     Real(VirtualServerKey, RealServerKey),
     Address(IpAddr),
     Spread(Spread),
+    Chain(ChainId),
+    Hook(HookKey),
 }
 
 /// A kernel object's settings.
@@ -246,6 +260,12 @@ pub enum ObjectValue {
     Real(RealServer),
     Address,
     Spread(Vec<nft::Rule>),
+    /// Of a chain in iptables mode.
+    Rules(Vec<ipt::Rule>),
+    /// A jump into one of our chains is there; all else is in its key.
+    Hook,
+    /// A chain other programs look for and one of them filled: it is there, and it is left alone.
+    Foreign,
 }
 
 /// Objects by key, in order. A list, since nearly all claims have one or two of them and a large node
@@ -352,6 +372,8 @@ impl ObjectKey {
         match self {
             ObjectKey::Address(addr) => Some(Claim::Address(*addr)),
             ObjectKey::Spread(spread) => Some(Claim::Spread(*spread)),
+            ObjectKey::Chain(id) => Some(Claim::Chain(*id)),
+            ObjectKey::Hook(hook) => Some(Claim::Chain(hook.to)),
             ObjectKey::Server(key) | ObjectKey::Real(key, _) => match key {
                 VirtualServerKey::Address { addr, port, protocol } => {
                     Some(Claim::Frontend { addr: *addr, port: *port, protocol: *protocol })
@@ -385,6 +407,8 @@ impl fmt::Display for ObjectKey {
             ObjectKey::Real(key, real) => write!(f, "real server {real} of {key}"),
             ObjectKey::Address(addr) => write!(f, "address {addr} on {DEVICE}"),
             ObjectKey::Spread(spread) => write!(f, "chain {}", spread.chain()),
+            ObjectKey::Chain(id) => write!(f, "{id}"),
+            ObjectKey::Hook(hook) => write!(f, "jump from {} to {}", hook.from.name(), hook.to),
         }
     }
 }

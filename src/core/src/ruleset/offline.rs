@@ -9,9 +9,11 @@ use std::sync::Arc;
 use super::chains::{self, ChainConfig};
 use super::desired::{BackEnd, Desired};
 use super::diff::{self, Applied, Op};
+use super::ipt;
 use super::nft::{NftTable, Set};
 use super::node::{self, HostAddress, NodePortAddresses};
 use super::object::{Claim, ObjectKey, ObjectValue, Spread};
+use super::render_ipt::IptSettings;
 use super::trace::{self, Fate, Packet, Rules, TraceError};
 use crate::explain::{self, Explanation, Facts, Query};
 use crate::ids::ObjectKey as ApiKey;
@@ -53,14 +55,18 @@ impl Offline {
         network.pod_interface.clone_from(&node.pod_interface);
         let chains = [false, true].map(|ipv6| match back_end {
             BackEnd::Ipvs { .. } => chains::ipvs_table(config, ipv6),
-            BackEnd::Nftables => chains::nftables_table(config, ipv6),
+            // iptables mode has chains of its own, among the objects.
+            BackEnd::Nftables | BackEnd::Iptables => chains::nftables_table(config, ipv6),
         });
         let topology = NodeTopology { name: node.name.clone(), zone: node.zone.clone() };
+        let mut desired = Desired::new(back_end, network);
+        let node_ports = node.node_ports.clone();
+        desired.set_iptables(IptSettings { chains: config.clone(), node_ports, ..IptSettings::default() });
         Offline {
             table: ServiceTable::new(topology),
-            desired: Desired::new(back_end, network),
+            dirty: desired.claims().copied().collect(),
+            desired,
             applied: Applied::default(),
-            dirty: BTreeSet::new(),
             chains,
             skipped: BTreeMap::new(),
         }
@@ -166,6 +172,11 @@ impl Offline {
             }
         }
         table
+    }
+
+    /// The chains of iptables mode in one family, as `iptables-save` would show them.
+    pub fn iptables(&self, ipv6: bool) -> String {
+        ipt::text::listing(self.applied.claims().flat_map(|(_, objects)| objects.iter()), ipv6)
     }
 
     fn take(&mut self, change: TableChange) {

@@ -70,7 +70,7 @@ pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork, sche
                 add_frontend(&mut objects, (key, kind), state, scheduler);
             }
         }
-        Claim::Hairpin(_) | Claim::Spread(_) | Claim::Backends { .. } => {}
+        _ => {}
     }
     objects
 }
@@ -93,7 +93,7 @@ pub(super) fn shared_objects(claim: &Claim, state: &ServicePortState, node: &Nod
                 add_source_ranges(&mut objects, (*addr, *port, *protocol), state, node);
             }
         }
-        Claim::Spread(_) | Claim::Backends { .. } => {}
+        _ => {}
     }
     objects
 }

@@ -58,7 +58,7 @@ pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork) -> O
             add_backends(&mut objects, state, &state.cluster, [SetId::Endpoints, SetId::Members]);
             add_backends(&mut objects, state, &state.local, [SetId::LocalEndpoints, SetId::LocalMembers]);
         }
-        Claim::Address(_) | Claim::Hairpin(_) => {}
+        _ => {}
     }
     objects
 }

@@ -2,6 +2,7 @@
 //! found by evaluating the very objects that are programmed. Tests assert by it that rendering keeps
 //! the meaning, and `svc explain` shows it. Only what our own rules use is evaluated.
 
+mod ipt;
 mod machine;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use super::ipvs::{RealServerKey, VirtualServerKey};
 use super::nft::{ChainType, Hook, NftTable};
 use super::object::{Claim, ObjectKey, ObjectValue};
 use super::render_ipvs::NodeNetwork;
+pub use ipt::{iptables, iptables_visits};
 use machine::{Machine, Outcome};
 
 /// Where a packet comes from.
@@ -87,6 +89,7 @@ pub fn packet(back_end: BackEnd, rules: Rules<'_>, packet: &Packet) -> Result<Fa
     match back_end {
         BackEnd::Ipvs { .. } => ipvs(rules, packet),
         BackEnd::Nftables => nftables(rules, packet),
+        BackEnd::Iptables => iptables(rules, packet),
     }
 }
 

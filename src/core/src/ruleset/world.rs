@@ -13,6 +13,7 @@ use super::diff::{self, Applied, Op};
 use super::ipvs::Scheduler;
 use super::nft::NftTable;
 use super::object::Claim;
+use super::render_ipt::IptSettings;
 use super::render_ipvs::NodeNetwork;
 use super::trace::{self, Fate, Origin, Packet, Rules};
 use crate::ids::ObjectKey;
@@ -73,6 +74,14 @@ impl World {
             chains: [false, true].map(|ipv6| chains::nftables_table(&config, ipv6)),
             ..World::with(config.clone(), Scheduler::Rr)
         }
+    }
+
+    /// The same in iptables mode, its fixed chains not written yet.
+    pub(crate) fn iptables(config: ChainConfig) -> Self {
+        let mut desired = Desired::new(BackEnd::Iptables, network());
+        desired.set_iptables(IptSettings { chains: config.clone(), ..IptSettings::default() });
+        let dirty = desired.claims().copied().collect();
+        World { desired, dirty, ..World::with(config, Scheduler::Rr) }
     }
 
     /// A Service `ns/<name>` with this spec; `lb` are ingress addresses of its status.
@@ -142,6 +151,7 @@ impl World {
         let fate = match self.desired.back_end() {
             BackEnd::Ipvs { .. } => trace::ipvs(rules, packet),
             BackEnd::Nftables => trace::nftables(rules, packet),
+            BackEnd::Iptables => trace::iptables(rules, packet),
         };
         fate.unwrap()
     }

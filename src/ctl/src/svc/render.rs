@@ -160,6 +160,7 @@ fn world(manifests: &Manifests, options: &RenderOptions) -> Offline {
     let back_end = match options.mode {
         RenderMode::Nftables => BackEnd::Nftables,
         RenderMode::Ipvs => BackEnd::Ipvs { scheduler: Scheduler::Rr },
+        RenderMode::Iptables => BackEnd::Iptables,
     };
     let mut world = Offline::new(&node, back_end, &config);
     manifests.slices.iter().for_each(|slice| world.slice(slice));
@@ -183,6 +184,11 @@ fn rules(world: &Offline, mode: RenderMode) -> String {
     let tables = [text::nft(world, false), text::nft(world, true)].concat();
     match mode {
         RenderMode::Nftables => tables,
+        RenderMode::Iptables => format!(
+            "# iptables-restore --noflush\n{}\n# ip6tables-restore --noflush\n{}",
+            world.iptables(false),
+            world.iptables(true),
+        ),
         RenderMode::Ipvs => format!(
             "# addresses of the dummy device (ip -batch)\n{}\n# virtual servers (ipvsadm -R)\n{}\n\
              # what happens before a server is chosen (nft)\n{tables}",

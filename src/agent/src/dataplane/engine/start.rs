@@ -9,6 +9,7 @@ use longshore_core::ruleset::chains::{self, ChainConfig};
 use longshore_core::ruleset::choice::{self, Chosen, Probed};
 use longshore_core::ruleset::desired::BackEnd;
 use longshore_core::ruleset::diff::Applied;
+use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::node::{self, NodePortAddresses};
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 
@@ -56,7 +57,7 @@ impl Engine {
                 self.set_timeouts(&kernel).await?;
                 Some(kernel.routes.ensure_dummy(DEVICE).await?)
             }
-            BackEnd::Nftables => None,
+            BackEnd::Nftables | BackEnd::Iptables => None,
         };
         let served = Served { kernel, back_end, link, reason };
         let mut dump = self.read(&served).await?;
@@ -211,6 +212,7 @@ impl Engine {
         match self.in_force {
             BackEnd::Ipvs { .. } => self.config.tuning.ipvs,
             BackEnd::Nftables => self.config.tuning.nftables,
+            BackEnd::Iptables => self.config.tuning.iptables,
         }
     }
 
@@ -220,6 +222,7 @@ impl Engine {
         self.chains = [false, true].map(|ipv6| match self.in_force {
             BackEnd::Ipvs { .. } => chains::ipvs_table(&config, ipv6),
             BackEnd::Nftables => chains::nftables_table(&config, ipv6),
+            BackEnd::Iptables => NftTable::default(),
         });
     }
 
@@ -237,7 +240,7 @@ impl Engine {
         match (&self.config.node_port_addresses, self.in_force) {
             (Some(given), _) => Cow::Borrowed(given),
             (None, BackEnd::Nftables) => Cow::Owned(NodePortAddresses::Primary),
-            (None, BackEnd::Ipvs { .. }) => Cow::Owned(NodePortAddresses::All),
+            (None, BackEnd::Ipvs { .. } | BackEnd::Iptables) => Cow::Owned(NodePortAddresses::All),
         }
     }
 }

@@ -84,6 +84,7 @@ pub(super) fn mode_name(back_end: BackEnd) -> &'static str {
     match back_end {
         BackEnd::Ipvs { .. } => "ipvs",
         BackEnd::Nftables => "nftables",
+        BackEnd::Iptables => "iptables",
     }
 }
 

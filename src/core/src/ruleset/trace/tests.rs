@@ -272,7 +272,7 @@ fn expected(state: &ServicePortState, kind: FrontendKind, packet: &Packet, mode:
     let target = match (mode, state.target(kind, false)) {
         // IPVS has one list for all clients: with local endpoints everyone gets those.
         (BackEnd::Ipvs { .. }, Target::Drop) if inside => state.target(kind, true),
-        (BackEnd::Nftables, _) if inside => state.target(kind, true),
+        (BackEnd::Nftables | BackEnd::Iptables, _) if inside => state.target(kind, true),
         (_, target) => target,
     };
     let rewritten = match (kind, policy) {
@@ -329,7 +329,7 @@ proptest! {
     #[test]
     fn a_trace_of_the_rules_says_what_eligibility_said(spec in arbitrary_service(), endpoints in arbitrary_endpoints()) {
         let list: Vec<&str> = endpoints.iter().map(String::as_str).collect();
-        for mut world in [World::new(), World::nftables(chain_config())] {
+        for mut world in [World::new(), World::nftables(chain_config()), World::iptables(chain_config())] {
         let mode = world.desired.back_end();
         world.service("web", spec.clone(), &["198.51.100.1"]).endpoints("web", &list).settle(true);
         let clients = [POD, NODE, OUTSIDE, (Origin::Pod, "10.244.1.1"), (Origin::Outside, "198.18.0.1")];
