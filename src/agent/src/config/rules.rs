@@ -36,7 +36,7 @@ pub(crate) fn settings(
     refused(config, &mut node_rules);
     log_rules(config, &mut node_rules);
     let roles = roles(args, &mut node_rules);
-    let sources = sources(args, config, &mut node_rules);
+    let sources = sources(args, config, credentials(args, &proxy.value).is_some(), &mut node_rules);
     let join = join(args, config, &proxy.value, &mut node_rules);
     let runtime = runtime(config, &mut node_rules);
     let cgroups = cgroups(config, &mut node_rules);
@@ -219,12 +219,17 @@ fn roles(args: &AgentArgs, rules: &mut Rules<'_>) -> Roles {
     roles
 }
 
-fn sources(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> SourceSettings {
+fn sources(
+    args: &AgentArgs,
+    config: &KubeletConfiguration,
+    joins: bool,
+    rules: &mut Rules<'_>,
+) -> SourceSettings {
     let static_path = Some(&config.static_pod_path).filter(|path| !path.is_empty()).map(PathBuf::from);
     let manifests = args.manifests.clone().or(static_path);
     if args.kubeconfig.is_some() && args.standalone {
         rules.flag("standalone", "contradicts --kubeconfig, which joins a control plane; leave out one");
-    } else if args.kubeconfig.is_none() && !args.standalone {
+    } else if !joins && !args.standalone {
         rules.flag(
             "kubeconfig",
             "is missing; give --kubeconfig FILE to join a control plane, or --standalone --manifests DIR",
@@ -243,13 +248,23 @@ fn sources(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_
     }
 }
 
+/// The kubeconfig of the control plane; kube-proxy's file names its own, as kubeadm writes it.
+fn credentials(args: &AgentArgs, proxy: &KubeProxyConfiguration) -> Option<PathBuf> {
+    let in_file = || {
+        let alone = !args.roles.iter().any(|role| role.trim() == "node") && !args.standalone;
+        let path = &proxy.client_connection.kubeconfig;
+        (alone && !path.is_empty()).then(|| PathBuf::from(path))
+    };
+    args.kubeconfig.clone().or_else(in_file)
+}
+
 fn join(
     args: &AgentArgs,
     config: &KubeletConfiguration,
     proxy: &KubeProxyConfiguration,
     rules: &mut Rules<'_>,
 ) -> Option<JoinSettings> {
-    let kubeconfig = args.kubeconfig.clone()?;
+    let kubeconfig = credentials(args, proxy)?;
     let update_every = rules.positive("nodeStatusUpdateFrequency", config.node_status_update_frequency);
     let written = |field: &str| rules.tree.get(field).is_some();
     // A status that is computed often on purpose is also written often, as upstream does.

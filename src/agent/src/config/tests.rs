@@ -344,6 +344,20 @@ fn the_proxy_s_servers_and_the_connection_tracker_follow_the_file() {
 }
 
 #[test]
+fn kube_proxy_s_file_names_its_own_credentials() {
+    let file = [(
+        "p.yaml",
+        &*format!("{PROXY}clientConnection: {{kubeconfig: /var/lib/kube-proxy/kubeconfig.conf}}\n"),
+    )];
+    let settings = load_with(&file, "--roles proxy --proxy-config %/p.yaml").expect("as kubeadm starts it");
+    let join = settings.join.expect("it joins");
+    assert_eq!(join.kubeconfig, Path::new("/var/lib/kube-proxy/kubeconfig.conf"));
+    let alone = load_with(&file, &format!("{ALONE} --roles proxy --proxy-config %/p.yaml")).expect("alone");
+    assert_eq!(alone.join, None, "--standalone is kept to");
+    load_with(&file, "--proxy-config %/p.yaml").expect_err("pods need the kubelet's credentials");
+}
+
+#[test]
 fn a_flag_of_both_programs_goes_to_the_half_that_runs() {
     let both = load_with(&[], &format!("{ALONE} --oom-score-adj -500")).expect("valid");
     let proxy = load_with(&[], &format!("{ALONE} --roles proxy --oom-score-adj -400 --masquerade-all"));

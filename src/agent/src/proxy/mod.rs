@@ -6,6 +6,7 @@ mod checks;
 pub mod cleanup;
 mod http;
 pub mod lock;
+mod own_node;
 mod servers;
 mod tables;
 #[cfg(test)]
@@ -63,6 +64,11 @@ pub async fn start(
     });
     tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
     tokio::spawn(stop.clone().run_until_cancelled_owned(tables::watch(handle.clone())));
+    if let Some(join) = &settings.join {
+        let client = Clients::open(join)?.services;
+        let name = node::context(settings, facts, None, Clock::System.now()).name;
+        tokio::spawn(stop.clone().run_until_cancelled_owned(own_node::watch(client, name, handle.clone())));
+    }
     Ok(handle)
 }
 
