@@ -2,9 +2,11 @@
 //! before anything goes, connections keep what carries them, and what is not ours stays.
 
 use longshore_core::ruleset::Protocol;
+use longshore_core::ruleset::ipt::Table;
 use longshore_core::ruleset::ipvs::{Connections, IpvsOp, RealServerKey, VirtualServer, VirtualServerKey};
 use longshore_core::ruleset::nft::{self, NftBatch, NftOp, NftTable, TableKey};
 use longshore_core::ruleset::object::DEVICE;
+use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::Ipvs;
 use longshore_kernel::nft::Nft;
 use longshore_kernel::route::{AddressOp, Routes};
@@ -14,7 +16,7 @@ use nix::errno::Errno;
 
 use super::former;
 use super::kernel::table_key;
-use super::tests::{NODE_IP, Node, at, config, fresh, population, settled, take, web_tcp};
+use super::tests::{NODE_IP, Node, at, config, endpoints, fresh, population, settled, take, web_tcp};
 use super::*;
 
 const KUBE_PROXYS: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-SERVICES - [0:0]\n\
@@ -208,4 +210,60 @@ async fn the_node_s_own_pod_networks_turn_the_chains_that_tell_pods() {
     let by_cluster = super::former_tests::engine(&other, ModeRequest::Nftables, &xtables);
     settled(by_cluster, population()).await;
     assert_eq!(table(&node), table(&other), "as a cluster's network of the same range");
+}
+
+fn iptables_engine(node: &Node, iptables: &Arc<FakeIptables>) -> Engine {
+    let kernel = node.kernel();
+    let open = OpenKernel::new(move || Ok(kernel.clone()))
+        .clearing(Arc::new(FakeXtables::default()))
+        .with_iptables(OpenIptables::given(iptables.clone()));
+    Engine::new(DataplaneConfig { mode: ModeRequest::Iptables, ..config() }, open)
+}
+
+#[tokio::test]
+async fn iptables_mode_serves_adopts_and_repairs() {
+    let (node, iptables) = (Node::new(), Arc::new(FakeIptables::new(Variant::Nft)));
+    let mut engine = settled(iptables_engine(&node, &iptables), population()).await;
+    let view = engine.view();
+    assert_eq!((view.mode.as_str(), view.failures.len(), view.synced), ("iptables", 0, true), "{view:?}");
+    let (objects, runs) = (iptables.objects(), iptables.runs().len());
+    assert!(objects.len() > 10, "{}", objects.len());
+    let dst = "10.96.0.1:80".parse().unwrap();
+    let src = IpAddr::from([10, 244, 1, 9]);
+    let query =
+        Query { dst, protocol: Protocol::Tcp, origin: longshore_core::ruleset::trace::Origin::Pod, src };
+    let fate = engine.explain(&query).fate;
+    assert!(
+        matches!(&fate, longshore_core::ruleset::trace::Fate::Endpoints(to) if to.len() == 2),
+        "{fate:?}"
+    );
+    // A restart on an unchanged state writes nothing.
+    let mut restarted = settled(iptables_engine(&node, &iptables), population()).await;
+    assert_eq!((restarted.audit(at(1)).await, iptables.runs().len()), (0, runs));
+    // `iptables -F` by hand is found by the audit.
+    iptables.flush(false, Table::Nat);
+    assert!(restarted.audit(at(2)).await > 0);
+    assert_eq!(iptables.objects(), objects);
+    // One endpoint more is one run of the program.
+    let runs = iptables.runs().len();
+    take(&mut engine, endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]));
+    engine.sync(at(3)).await;
+    assert_eq!(iptables.runs().len(), runs + 1);
+}
+
+#[tokio::test]
+async fn from_nftables_to_iptables_our_table_goes_when_the_chains_are_there() {
+    let (node, xtables) = (Node::new(), Arc::new(FakeXtables::default()));
+    let iptables = Arc::new(FakeIptables::new(Variant::Legacy));
+    settled(engine(&node, ModeRequest::Nftables, &xtables), population()).await;
+    let before = table(&node);
+    let mut engine = iptables_engine(&node, &iptables);
+    engine.start().await;
+    engine.retire().await;
+    assert_eq!(table(&node), before, "it serves until the new rules do");
+    population().into_iter().for_each(|change| take(&mut engine, change));
+    engine.sync(at(0)).await;
+    engine.retire().await;
+    assert_eq!(node.nft.tables().await, Ok(vec![]));
+    assert!(!engine.wants_to_retire() && engine.view().failures.is_empty());
 }

@@ -12,12 +12,15 @@ use longshore_core::ruleset::nft::{self, Element, ElementKey, Family, NftBatch, 
 use longshore_core::ruleset::node::HostAddress;
 use longshore_core::ruleset::object::{self, DEVICE, ObjectKey, ObjectValue, Objects, SetId, Spread, TABLE};
 use longshore_core::service::cidr::Cidr;
+use longshore_kernel::iptables::{Iptables, IptablesError};
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
 use longshore_kernel::modules::Modules;
 use longshore_kernel::nft::{Nft, NftError, RealNft};
 use longshore_kernel::route::{AddressOp, Link, RealRoutes, RouteError, Routes};
 use longshore_kernel::sysctl::{RealSysctls, Sysctls};
 use longshore_kernel::xtables::Xtables;
+
+use super::iptables::OpenIptables;
 
 /// The most operations in one conversation with the kernel: bounds the time others wait for its locks.
 const MAX_BATCH: usize = 1024;
@@ -67,11 +70,12 @@ pub struct OpenKernel {
     open: Arc<dyn Fn() -> Result<Kernel, KernelError> + Send + Sync>,
     modules: Option<Arc<dyn Modules>>,
     xtables: Option<Arc<dyn Xtables>>,
+    iptables: Option<OpenIptables>,
 }
 
 impl OpenKernel {
     pub fn new(open: impl Fn() -> Result<Kernel, KernelError> + Send + Sync + 'static) -> Self {
-        OpenKernel { open: Arc::new(open), modules: None, xtables: None }
+        OpenKernel { open: Arc::new(open), modules: None, xtables: None, iptables: None }
     }
 
     /// Load missing kernel modules first, where this process may.
@@ -84,6 +88,19 @@ impl OpenKernel {
     pub fn clearing(mut self, xtables: Arc<dyn Xtables>) -> Self {
         self.xtables = Some(xtables);
         self
+    }
+
+    /// Serve by these where mode iptables is asked for, or nothing else works.
+    pub fn with_iptables(mut self, iptables: OpenIptables) -> Self {
+        self.iptables = Some(iptables);
+        self
+    }
+
+    pub(super) async fn iptables(&self) -> Result<Arc<dyn Iptables>, String> {
+        match &self.iptables {
+            Some(open) => open.open().await.map_err(|error| in_full(&error)),
+            None => Err("there are no programs for it".to_owned()),
+        }
     }
 
     pub(super) fn xtables(&self) -> Option<Arc<dyn Xtables>> {
@@ -125,6 +142,8 @@ pub enum KernelError {
     Nft(#[from] NftError),
     #[error(transparent)]
     Routes(#[from] RouteError),
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
     /// No way to serve Services works.
     #[error("{0}")]
     NoMode(String),
@@ -140,6 +159,7 @@ impl KernelError {
             KernelError::Ipvs(IpvsError::NoAnswer { .. }) => true,
             KernelError::Ipvs(error) => error.is_drift(),
             KernelError::Nft(error) => error.is_drift(),
+            KernelError::Iptables(error) => error.is_drift(),
             KernelError::Routes(RouteError::NoAnswer { .. }) => true,
             KernelError::Routes(_) | KernelError::NoMode(_) | KernelError::Waits(_) => false,
         }
@@ -389,10 +409,18 @@ impl Sort {
     }
 }
 
+/// Whether the operations are iptables', which both families' chains are.
+pub(super) fn are_chains(ops: &[Op]) -> bool {
+    matches!(ops.first().map(Sort::of), Some(Sort::Chains { .. }))
+}
+
 /// How many of the first operations go together: of one sort, bounded, a claim's own never parted.
 pub(super) fn batch_len(ops: &[Op]) -> usize {
     let Some(first) = ops.first() else { return 0 };
     let sort = Sort::of(first);
+    if are_chains(ops) {
+        return ops.iter().take_while(|op| matches!(Sort::of(op), Sort::Chains { .. })).count();
+    }
     let same = ops.iter().take_while(|op| Sort::of(op) == sort).count();
     if same <= MAX_BATCH {
         return same;

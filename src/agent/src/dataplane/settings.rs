@@ -1,9 +1,9 @@
 //! The kernel settings that Services need: written where they differ, and what could not be written
 //! said. Which they are is decided in `longshore_core::ruleset::node`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use longshore_core::ruleset::node;
+use longshore_core::ruleset::node::{self, NodePortAddresses, Setting};
 use longshore_core::service::Family;
 use longshore_kernel::sysctl::Sysctls;
 
@@ -17,19 +17,27 @@ const BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
 
 /// Those of the mode that was asked for; one sentence for each that could not be made.
 pub fn make_settings(config: &DataplaneConfig, sysctls: &dyn Sysctls) -> Vec<String> {
-    make(config, config.mode == ModeRequest::Ipvs, sysctls)
+    make(config, config.mode, sysctls)
 }
 
-pub(super) fn make(config: &DataplaneConfig, by_ipvs: bool, sysctls: &dyn Sysctls) -> Vec<String> {
+pub(super) fn make(config: &DataplaneConfig, mode: ModeRequest, sysctls: &dyn Sysctls) -> Vec<String> {
     let mut families = vec![Family::V4];
     if config.node_ips.iter().any(IpAddr::is_ipv6) {
         families.push(Family::V6);
     }
-    let mut settings = if by_ipvs {
-        node::ipvs_settings(config.kernel_version, config.strict_arp, &families)
-    } else {
-        node::forwarding_settings(&families)
+    let mut settings = match mode {
+        ModeRequest::Ipvs => node::ipvs_settings(config.kernel_version, config.strict_arp, &families),
+        ModeRequest::Auto | ModeRequest::Nftables | ModeRequest::Iptables => {
+            node::forwarding_settings(&families)
+        }
     };
+    if mode == ModeRequest::Iptables && serves_localhost(config) {
+        settings.push(Setting {
+            path: "net/ipv4/conf/all/route_localnet",
+            value: "1".into(),
+            reason: "node ports do not answer on 127.0.0.1",
+        });
+    }
     // A tracker that cannot be read is left alone.
     let tracked = number(sysctls, TRACKED).unwrap_or(u32::MAX);
     settings.extend(config.conntrack.settings(config.cpus, tracked));
@@ -47,6 +55,19 @@ pub(super) fn make(config: &DataplaneConfig, by_ipvs: bool, sysctls: &dyn Sysctl
         }
     }
     problems
+}
+
+/// Only where somebody can reach a node port there: the setting lets packets from 127.0.0.0/8 leave
+/// loopback.
+fn serves_localhost(config: &DataplaneConfig) -> bool {
+    let within = match &config.node_port_addresses {
+        None | Some(NodePortAddresses::All) => true,
+        Some(NodePortAddresses::Primary) => false,
+        Some(NodePortAddresses::Within(cidrs)) => {
+            cidrs.iter().any(|cidr| cidr.first().is_loopback() || cidr.contains(Ipv4Addr::LOCALHOST.into()))
+        }
+    };
+    config.localhost_node_ports && within
 }
 
 /// A larger table with as many buckets as before would be a list.

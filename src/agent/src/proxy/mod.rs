@@ -28,7 +28,9 @@ use tokio_util::sync::CancellationToken;
 use self::lock::WriterLock;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
 use crate::config::Settings;
-use crate::dataplane::{self, DataplaneConfig, DataplaneHandle, Kernel, OpenKernel, dataplane, kernel_flows};
+use crate::dataplane::{
+    self, DataplaneConfig, DataplaneHandle, Kernel, OpenIptables, OpenKernel, dataplane, kernel_flows,
+};
 use crate::joined::{Clients, ClusterServices};
 use crate::node::{self, Facts};
 use crate::pods::Clock;
@@ -77,6 +79,7 @@ fn open_kernel() -> OpenKernel {
     OpenKernel::new(|| Kernel::open(kernel_flows()))
         .loading(Arc::new(RealModules::default()))
         .clearing(Arc::new(RealXtables))
+        .with_iptables(OpenIptables::installed())
 }
 
 fn dataplane_config(settings: &Settings, facts: &Facts) -> anyhow::Result<DataplaneConfig> {

@@ -43,7 +43,8 @@ impl Engine {
     async fn differences(&self, served: &Served) -> Result<Vec<Difference>, KernelError> {
         let dump = self.read(served).await?;
         let mut found = compare::differences(&self.desired, &Applied::adopt(dump.objects));
-        for ipv6 in [false, true].into_iter().filter(|ipv6| self.ipv6 || !ipv6) {
+        let families = [false, true].into_iter().filter(|ipv6| self.ipv6 || !ipv6);
+        for ipv6 in families.filter(|_| served.iptables.is_none()) {
             let index = usize::from(ipv6);
             found.extend(compare::table_differences(&self.chains[index], dump.tables[index].as_ref(), ipv6));
         }

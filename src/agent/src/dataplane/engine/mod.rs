@@ -10,6 +10,7 @@ mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -26,9 +27,11 @@ use longshore_core::ruleset::render_ipvs::{self, NodeNetwork};
 use longshore_core::service::table::{ServiceTable, TableChange};
 use longshore_core::service::topology::NodeTopology;
 use longshore_core::service::view::Counters;
+use longshore_kernel::iptables::Iptables;
 use longshore_kernel::route::Link;
 use tokio::time::Instant;
 
+use super::iptables;
 use super::kernel::{self, Kernel, KernelError, in_full};
 use super::metrics::Round;
 use super::{Change, DataplaneConfig, OpenKernel};
@@ -55,13 +58,24 @@ enum Mode {
 }
 
 /// A back end in use.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Served {
     kernel: Kernel,
+    /// The programs of iptables mode.
+    iptables: Option<Arc<dyn Iptables>>,
     back_end: BackEnd,
     /// The dummy device of IPVS mode.
     link: Option<Link>,
     reason: String,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served")
+            .field("back_end", &self.back_end)
+            .field("link", &self.link)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -333,7 +347,12 @@ impl Engine {
                     stands_on_failure(&op, &failed).map(|claim| claim.to_string()).unwrap_or_default();
                 failed.entry(op.claim).or_insert(KernelError::Waits(cause));
             }
-            let outcomes = served.kernel.execute(served.link.as_ref(), &ready).await;
+            let outcomes = match &served.iptables {
+                Some(iptables) if kernel::are_chains(&ready) => {
+                    iptables::execute(iptables.as_ref(), &ready).await
+                }
+                _ => served.kernel.execute(served.link.as_ref(), &ready).await,
+            };
             for (op, outcome) in ready.iter().zip(outcomes) {
                 self.settle(op, outcome, &mut failed);
             }

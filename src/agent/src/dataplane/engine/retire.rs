@@ -54,8 +54,8 @@ impl Engine {
         let by_ipvs = matches!(served.back_end, BackEnd::Ipvs { .. });
         let unwanted = Unwanted {
             kube_proxy: true,
-            our_tables: false,
-            our_chains: true,
+            our_tables: served.iptables.is_some(),
+            our_chains: served.iptables.is_none(),
             ipvs: (!by_ipvs).then_some(IpvsGoes::Gently),
         };
         let xtables = self.open.xtables();

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::chains::{self, ChainConfig};
@@ -13,9 +14,12 @@ use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::node::{self, NodePortAddresses};
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 
-use super::super::ModeRequest;
+use longshore_core::ruleset::render_ipt::IptSettings;
+use longshore_kernel::iptables::Iptables;
+
 use super::super::kernel::{Dump, Kernel, KernelError, in_full};
 use super::super::settings;
+use super::super::{ModeRequest, iptables};
 use super::views::{mode_name, unavailable};
 use super::{Engine, Mode, Served};
 use crate::config::ModeTuning;
@@ -46,10 +50,11 @@ impl Engine {
     }
 
     async fn adopt(&mut self) -> Result<Served, KernelError> {
-        let (kernel, back_end, reason) = self.choose().await?;
+        let (kernel, iptables, (back_end, reason)) = self.choose().await?;
         let soiled = self.desired.set_back_end(back_end);
         self.soil(soiled);
         self.in_force = back_end;
+        self.set_iptables(iptables.as_deref());
         self.make_settings(&kernel, back_end);
         self.remake_chains();
         let link = match back_end {
@@ -59,7 +64,7 @@ impl Engine {
             }
             BackEnd::Nftables | BackEnd::Iptables => None,
         };
-        let served = Served { kernel, back_end, link, reason };
+        let served = Served { kernel, iptables, back_end, link, reason };
         let mut dump = self.read(&served).await?;
         if self.ensure_chains(&served, &dump).await? > 0 {
             // A set of another shape was made anew, without what it held.
@@ -87,7 +92,7 @@ impl Engine {
 
     /// The kernel, the back end, and why it is this one. IPVS and its device are only loaded where they
     /// are asked for, or where nftables does not work.
-    async fn choose(&self) -> Result<(Kernel, BackEnd, String), KernelError> {
+    async fn choose(&self) -> Result<(Kernel, Option<Arc<dyn Iptables>>, (BackEnd, String)), KernelError> {
         let asked = self.config.mode;
         let scheduler = format!("ip_vs_{}", self.config.scheduler);
         let all = ["nf_tables", "nf_conntrack", "ip_vs", &scheduler, "dummy"];
@@ -101,17 +106,22 @@ impl Engine {
                 kernel = self.open.open(&all).await?;
             }
         }
+        let needed = asked == ModeRequest::Iptables || (nftables.is_err() && kernel.ipvs.is_err());
+        let iptables = match needed {
+            true => self.open.iptables().await,
+            false => Err("it was not needed".to_owned()),
+        };
         let probed = Probed {
             nftables: nftables.map_err(|error| in_full(&error)),
             ipvs: kernel.ipvs.as_ref().map(drop).map_err(|error| in_full(error)),
-            iptables: Err("it is not in this version".to_owned()),
+            iptables: iptables.as_ref().map(drop).map_err(Clone::clone),
         };
         match choice::choose(asked, &probed) {
-            Ok((Chosen::Nftables, reason)) => Ok((kernel, BackEnd::Nftables, reason)),
+            Ok((Chosen::Nftables, reason)) => Ok((kernel, None, (BackEnd::Nftables, reason))),
             Ok((Chosen::Ipvs, reason)) => {
-                Ok((kernel, BackEnd::Ipvs { scheduler: self.config.scheduler }, reason))
+                Ok((kernel, None, (BackEnd::Ipvs { scheduler: self.config.scheduler }, reason)))
             }
-            Ok((Chosen::Iptables, _)) => Err(KernelError::NoMode("it is not in this version".to_owned())),
+            Ok((Chosen::Iptables, reason)) => Ok((kernel, iptables.ok(), (BackEnd::Iptables, reason))),
             Err(reason) => match kernel.ipvs {
                 Err(error) if asked == ModeRequest::Ipvs => Err(error.into()),
                 _ => Err(KernelError::NoMode(reason)),
@@ -126,16 +136,30 @@ impl Engine {
                 "the connection tracker cannot be reached: UDP flows to removed endpoints stay".to_owned(),
             );
         }
-        let by_ipvs = matches!(back_end, BackEnd::Ipvs { .. });
-        self.warnings.extend(settings::make(&self.config, by_ipvs, kernel.sysctls.as_ref()));
+        let mode = match back_end {
+            BackEnd::Ipvs { .. } => ModeRequest::Ipvs,
+            BackEnd::Nftables => ModeRequest::Nftables,
+            BackEnd::Iptables => ModeRequest::Iptables,
+        };
+        self.warnings.extend(settings::make(&self.config, mode, kernel.sysctls.as_ref()));
     }
 
     /// Read the kernel; a kernel without IPv6 is served for IPv4 alone.
     pub(super) async fn read(&self, served: &Served) -> Result<Dump, KernelError> {
+        if let Some(iptables) = &served.iptables {
+            return Ok(Dump {
+                objects: iptables::dump(iptables.as_ref(), self.ipv6).await?,
+                ..Dump::default()
+            });
+        }
         served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6).await
     }
 
     pub(super) async fn ensure_chains(&mut self, served: &Served, dump: &Dump) -> Result<u64, KernelError> {
+        if served.iptables.is_some() {
+            // Its fixed chains are objects like the others.
+            return Ok(0);
+        }
         let mut written = 0;
         for ipv6 in [false, true] {
             let index = usize::from(ipv6);
@@ -224,6 +248,21 @@ impl Engine {
             BackEnd::Nftables => chains::nftables_table(&config, ipv6),
             BackEnd::Iptables => NftTable::default(),
         });
+    }
+
+    /// What iptables mode's chains depend on, as it is set now.
+    fn set_iptables(&mut self, iptables: Option<&dyn Iptables>) {
+        let Some(iptables) = iptables else { return };
+        // Without ip6tables there is nothing to write for IPv6.
+        let settings = IptSettings {
+            chains: self.chain_config(),
+            node_ports: self.node_port_addresses().into_owned(),
+            localhost_node_ports: self.config.localhost_node_ports,
+            random_fully: iptables.features().random_fully(),
+            drop_invalid: !self.config.conntrack.tcp_be_liberal,
+        };
+        let soiled = self.desired.set_iptables(settings);
+        self.soil(soiled);
     }
 
     fn chain_config(&self) -> ChainConfig {
