@@ -1,6 +1,6 @@
 //! Images for containers: is it there, does the policy want it pulled, and pulling each image once
 //! however many pods wait for it. Nothing here decides when to try again (the planner does), and
-//! images are not collected yet.
+//! collecting images is in `image_gc`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use longshore_core::image::rate::PullRate;
 use longshore_core::pod::step::{ImagePresent, PullPolicy, StepError};
 use longshore_cri::{CriError, ErrorKind, ImagePull, Images, PullFailure};
 use tokio::sync::Semaphore;
@@ -24,6 +25,9 @@ pub struct ImagePuller {
     slots: Option<Arc<Semaphore>>,
     /// Pulls under way. Weak: when the last pod that waits gives up, the pull is cancelled.
     under_way: Mutex<HashMap<String, WeakPull>>,
+    /// `None` where pulls may begin as often as they like.
+    rate: Arc<Mutex<Option<PullRate>>>,
+    began: Instant,
 }
 
 impl std::fmt::Debug for ImagePuller {
@@ -36,7 +40,18 @@ impl ImagePuller {
     /// `at_once` pulls at a time; 1 is the kubelet's default, `None` is no bound.
     pub fn new(images: Arc<dyn Images>, at_once: Option<usize>) -> Self {
         let slots = at_once.map(|slots| Arc::new(Semaphore::new(slots.max(1))));
-        Self { images, slots, under_way: Mutex::default() }
+        Self { images, slots, under_way: Mutex::default(), rate: Arc::default(), began: Instant::now() }
+    }
+
+    /// The same with a bound of pulls per second. Whoever holds the clone of `rate` may change it.
+    #[must_use]
+    pub fn with_rate(self, rate: Arc<Mutex<Option<PullRate>>>) -> Self {
+        Self { rate, ..self }
+    }
+
+    fn may_begin(&self) -> bool {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        rate.as_mut().is_none_or(|rate| rate.take(self.began.elapsed()))
     }
 
     /// Makes the image present under the policy. Answers with how long others' pulls were waited for.
@@ -70,6 +85,7 @@ impl ImagePuller {
             under_way.retain(|_, pull| pull.upgrade().is_some());
             match under_way.get(image).and_then(WeakShared::upgrade) {
                 Some(pull) => pull,
+                None if !self.may_begin() => return Err(too_often(image)),
                 None => {
                     let pull = self.begin(image.to_owned(), begin, waited);
                     if let Some(weak) = pull.downgrade() {
@@ -118,6 +134,16 @@ fn never(image: &str) -> StepError {
         reason: "ErrImageNeverPull".into(),
         message: format!(
             "image {image} is not on the node and its pull policy is Never: import it, or change the policy"
+        ),
+        retryable: true,
+    }
+}
+
+fn too_often(image: &str) -> StepError {
+    StepError {
+        reason: "ErrImagePull".into(),
+        message: format!(
+            "image {image} is not pulled now: pulls come faster than registryPullQPS and registryBurst allow"
         ),
         retryable: true,
     }

@@ -6,13 +6,16 @@ pub mod cgroups;
 pub mod config;
 pub mod dataplane;
 pub mod document;
+pub mod empty_dirs;
 pub mod hooks;
+pub mod image_gc;
 pub mod images;
 pub mod joined;
 pub mod journal;
 pub mod leftovers;
 pub mod lock;
 pub mod logging;
+pub mod logs;
 pub mod metrics;
 pub mod node;
 pub mod pods;
@@ -20,6 +23,7 @@ pub mod probes;
 pub mod process;
 pub mod proxy;
 pub mod reads;
+pub mod reload;
 pub mod services;
 pub mod sources;
 pub mod sourcing;
@@ -62,7 +66,7 @@ pub fn main(args: &AgentArgs) -> ExitCode {
                 match (args.cleanup, args.init_only) {
                     (true, _) => proxy::cleanup::run(&settings, args.dry_run).await,
                     (_, true) => proxy::init_only(&settings).await,
-                    _ => wiring::run(settings).await,
+                    _ => wiring::run(args, settings).await,
                 }
             });
             // Steps under way are left to the journal and the next start.

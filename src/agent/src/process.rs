@@ -17,6 +17,21 @@ pub fn apply(node: &NodeSettings) {
     }
 }
 
+/// Refuses to go on with swap where the configuration wants none: a limit of memory would not mean what
+/// it says (`failSwapOn`). `swaps` is the text of /proc/swaps.
+///
+/// # Errors
+/// Names the swap and what to do.
+pub fn refuse_swap(node: &NodeSettings, swaps: &str) -> Result<(), String> {
+    let mut devices = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    match devices.next().filter(|_| node.fail_swap_on) {
+        None => Ok(()),
+        Some(device) => Err(format!(
+            "swap is on ({device}), and failSwapOn is true: turn it off (swapoff -a), or set failSwapOn: false"
+        )),
+    }
+}
+
 /// Soft and hard limit to `wanted`, or the soft one to the hard one where that cannot be raised.
 fn raise_open_files(wanted: u64) -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

@@ -20,16 +20,19 @@ use sd_notify::NotifyState;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
+use crate::admin::{self, AdminReads, AdminSocket, ImageReads, PeerPolicy, ServiceReads};
 use crate::cgroups;
-use crate::config::Settings;
+use crate::config::{AgentArgs, Settings};
 use crate::dataplane::DataplaneHandle;
+use crate::empty_dirs::EmptyDirs;
 use crate::hooks::HookRunner;
+use crate::image_gc::{DiskSpace, ImageCollector, RealDisk};
 use crate::images::ImagePuller;
 use crate::joined::{Clients, Handles, Joined, Upstream};
 use crate::journal::Journal;
 use crate::leftovers::Leftovers;
 use crate::lock::InstanceLock;
+use crate::logs::ContainerLogs;
 use crate::metrics::PodMetrics;
 use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
@@ -42,6 +45,7 @@ use crate::probes::exec::RuntimeExec;
 use crate::process;
 use crate::proxy;
 use crate::reads::{NodeViews, PodViews};
+use crate::reload::{Live, Reload};
 use crate::services::{News, StandaloneServices};
 use crate::sources::{Change, ManifestOptions, Manifests, ObjectStore};
 use crate::sourcing::Sourcing;
@@ -61,6 +65,7 @@ pub struct World {
     pub cgroups: Arc<dyn PodCgroups>,
     pub hooks: Arc<dyn Hooks>,
     pub attempt: Arc<dyn Attempt>,
+    pub disk: Arc<dyn DiskSpace>,
     pub facts: Facts,
     /// `None` while the node runs alone.
     pub control_plane: Option<Clients>,
@@ -81,6 +86,9 @@ pub struct NodeHalf {
     pub sourcing: Arc<Sourcing>,
     pub records: Records,
     pub health: watch::Receiver<RuntimeHealth>,
+    pub live: Live,
+    pub collector: Arc<ImageCollector>,
+    state: PathBuf,
     leftovers: Leftovers,
     joined: Option<Arc<Joined>>,
     dataplane: Option<DataplaneHandle>,
@@ -125,7 +133,7 @@ impl Tasks {
 /// # Errors
 /// What makes starting pointless: another daemon on the same root, a root folder that cannot be
 /// written, an endpoint that is none.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
     if !settings.roles.node {
         return proxy::run(settings).await;
     }
@@ -134,11 +142,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     process::apply(&settings.node);
     let stop = CancellationToken::new();
-    supervisor::handle_signals(stop.clone(), || {
-        tracing::info!(
-            "reload: manifests are watched anyway; other settings take a restart, which touches no pod"
-        );
-    })?;
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    process::refuse_swap(&settings.node, &swaps).map_err(anyhow::Error::msg)?;
+    let asked = Arc::new(Notify::new());
+    let reload = asked.clone();
+    supervisor::handle_signals(stop.clone(), move || reload.notify_one())?;
     tokio::spawn(supervisor::keep_watchdog_fed());
     let state = make_folders(&settings.pods.root_dir)?;
     let _lock = InstanceLock::take(&state.join("lock"))?;
@@ -152,6 +160,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         cgroups: cgroups::for_settings(&settings.cgroups)?,
         hooks: Arc::new(HookRunner::new(exec.clone())),
         attempt: Arc::new(RealAttempt::new(exec)),
+        disk: Arc::new(RealDisk),
         runtime,
         facts,
         control_plane: settings.join.as_ref().map(Clients::open).transpose()?,
@@ -163,6 +172,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
+    let reload = Reload { args: args.clone(), settings: settings.clone(), live: half.live.clone(), asked };
+    half.tasks.spawn(reload.follow());
     let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
@@ -224,6 +235,7 @@ impl NodeHalf {
         let clock = world.clock;
         let now = clock.now();
         let node = Node::new(node::context(settings, &world.facts, None, now));
+        let live = Live::new(settings, node.clone(), world.facts.clone());
         let objects = ObjectStore::default();
         let records = Records::new(state.join("pods"));
         let journal = Arc::new(Journal::open(&state.join("journal"))?);
@@ -237,7 +249,8 @@ impl NodeHalf {
             sandboxes: runtime.sandboxes.clone(),
             containers: runtime.containers.clone(),
             observer: runtime.observer(),
-            images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls),
+            images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls)
+                .with_rate(live.pull_rate.clone()),
             volumes: volumes.clone(),
             cgroups: world.cgroups.clone(),
             hooks: world.hooks,
@@ -260,7 +273,6 @@ impl NodeHalf {
             records: records.clone(),
             journal: journal.clone(),
             metrics: PodMetrics::register(&mut Registry::default()),
-            max_pods: usize::try_from(settings.pods.max_pods).unwrap_or(usize::MAX),
             stop,
         });
         let verdicts = pods.clone();
@@ -290,6 +302,7 @@ impl NodeHalf {
         }
         tasks.spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
         let leftovers = Leftovers { pods: pods.clone(), journal, volumes };
+        let collector = look_after(settings, &tasks, &pods, &live, (&runtime, world.disk, clock));
         let joined = upstream.zip(settings.join.as_ref()).map(|(upstream, join)| {
             let handles = Handles {
                 clock,
@@ -311,6 +324,9 @@ impl NodeHalf {
             sourcing,
             records,
             health: health_reader,
+            live,
+            collector,
+            state: state.to_path_buf(),
             leftovers,
             joined,
             dataplane,
@@ -332,7 +348,8 @@ impl NodeHalf {
         };
         let pods = PodViews { pods: self.pods.view(), clock: self.follower.clock };
         let services = self.dataplane.clone().map(|dataplane| Arc::new(dataplane) as Arc<dyn ServiceReads>);
-        AdminReads { node: Arc::new(node), pods: Some(Arc::new(pods)), services }
+        let images = Some(self.collector.clone() as Arc<dyn ImageReads>);
+        AdminReads { node: Arc::new(node), pods: Some(Arc::new(pods)), services, images }
     }
 
     /// Adopts what runs, then hears the sources; answers once every source was heard once. While the
@@ -368,8 +385,11 @@ impl NodeHalf {
         self.tasks.spawn(async move { follower.keep_auditing().await });
         if let Some(folder) = &settings.sources.manifests {
             let sourcing = self.sourcing.clone();
-            let options =
-                ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
+            let options = ManifestOptions {
+                folder: folder.clone(),
+                audit_period: settings.sources.audit_period,
+                memory: Some(self.state.join("manifests.json")),
+            };
             let joined = self.joined.clone();
             let sink = Arc::new(move |change| match (&joined, change) {
                 (None, change) => sourcing.take(change),
@@ -465,6 +485,31 @@ fn not_asked(now: Timestamp) -> RuntimeHealth {
 fn upstream(settings: &Settings, clients: Option<Clients>, clock: Clock, node: &Node) -> Option<Upstream> {
     let join = settings.join.as_ref()?;
     Some(Upstream::new(clients?, join, clock, &node.now().name))
+}
+
+/// What is looked after beside the pods' own workers: logs, images, disk volumes.
+fn look_after(
+    settings: &Settings,
+    tasks: &Tasks,
+    pods: &Pods,
+    live: &Live,
+    (runtime, disk, clock): (&Runtime, Arc<dyn DiskSpace>, Clock),
+) -> Arc<ImageCollector> {
+    let logs = ContainerLogs {
+        settings: live.logs.subscribe(),
+        pods: pods.view(),
+        upkeep: runtime.upkeep.clone(),
+        clock,
+        folder: settings.pods.pod_logs_dir.clone(),
+    };
+    tasks.spawn(logs.keep());
+    tasks.spawn(EmptyDirs { pods: pods.clone(), root: settings.pods.root_dir.clone() }.keep());
+    let policy = live.image_gc.subscribe();
+    let collector = ImageCollector::new(runtime.images.clone(), pods.view(), policy, disk, clock);
+    let collector = Arc::new(collector);
+    let keeper = collector.clone();
+    tasks.spawn(async move { keeper.keep().await });
+    collector
 }
 
 /// Ordinary pods wait for the first full sync of Services.

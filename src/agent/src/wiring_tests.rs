@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use k8s_openapi::api::core::v1::PodStatus;
 use longshore_core::ids::PodKey;
+use longshore_core::image::gc::ImageDisk;
 use longshore_core::wire::PodView;
 use longshore_cri::Operation;
 use longshore_cri::fake::{Effect, FakeOptions, FakeRuntime, Fault, Run, When};
@@ -26,6 +27,17 @@ struct Cli {
 /// Mounts that only remember, as a test may not mount; they may refuse, before or after the act.
 #[derive(Debug, Default)]
 struct NoMounts(Mutex<std::collections::BTreeSet<PathBuf>>, Mutex<Option<Refusal>>);
+
+/// A disk of 100 GiB with so many free; it may refuse to be asked.
+#[derive(Debug, Default)]
+struct FakeDisk(Mutex<Option<u64>>);
+
+impl DiskSpace for FakeDisk {
+    fn space(&self, path: &Path) -> Result<ImageDisk, String> {
+        let free = self.0.lock().unwrap().ok_or(format!("{}: no such file", path.display()))?;
+        Ok(ImageDisk { total_bytes: 100 << 30, available_bytes: free << 30 })
+    }
+}
 
 /// How an operation on the node's own kernel goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +80,7 @@ struct TestNode {
     clock: Clock,
     mounts: Arc<NoMounts>,
     cgroups: Arc<FakeCgroups>,
+    images_disk: Arc<FakeDisk>,
     settings: Settings,
 }
 
@@ -89,10 +102,19 @@ impl TestNode {
         settings.cgroups.per_qos = false;
         settings.node.name = Some("node".into());
         // The manifests' source knows only the system's clock; all begin at the same time.
-        let options = FakeOptions { starts_at: jiff::Timestamp::now(), ..FakeOptions::default() };
+        let options =
+            FakeOptions { starts_at: jiff::Timestamp::now(), write_logs: true, ..FakeOptions::default() };
         let clock = Clock::following_tokio(options.starts_at);
         let fake = FakeRuntime::new(options);
-        Self { fake, clock, mounts: Arc::default(), cgroups: Arc::default(), disk, settings }
+        Self {
+            fake,
+            clock,
+            mounts: Arc::default(),
+            cgroups: Arc::default(),
+            images_disk: Arc::default(),
+            disk,
+            settings,
+        }
     }
 
     fn boot(&self) -> Daemon {
@@ -110,6 +132,7 @@ impl TestNode {
             },
             hooks: Arc::new(HookRunner::new(exec.clone())),
             attempt: Arc::new(RealAttempt::new(exec)),
+            disk: self.images_disk.clone(),
             runtime,
             facts: facts(),
             control_plane: None,
@@ -203,6 +226,7 @@ fn facts() -> Facts {
         ips: vec!["10.0.0.1".parse().unwrap()],
         cpus: 2,
         memory_bytes: 1 << 32,
+        swap_bytes: 0,
         dns: Default::default(),
         hugepage_sizes: Vec::new(),
         kernel_version: (6, 12),
@@ -600,4 +624,106 @@ async fn an_adopted_pod_keeps_its_place_before_its_manifest_is_read() {
         assert_eq!(node.fake.starts(), ["first"]);
         daemon.kill().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unused_images_go_when_the_disk_is_full_and_used_ones_stay() {
+    let node = TestNode::new();
+    node.fake.add_image("example.org/old:1");
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    let images = || async {
+        let view = daemon.half.collector.look().await.unwrap();
+        let mut names: Vec<String> = view.plan.images.iter().map(|it| it.image.names[0].clone()).collect();
+        names.sort();
+        names
+    };
+    let both = ["example.org/app:1", "example.org/old:1"];
+    // A disk that cannot be asked, and one with room: nothing goes.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(images().await, both);
+    *node.images_disk.0.lock().unwrap() = Some(50);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(images().await, both);
+    *node.images_disk.0.lock().unwrap() = Some(5);
+    node.fake.add_fault(Fault::nth(Operation::RemoveImage, 1, tonic::Code::Internal, "busy"));
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    assert_eq!(images().await, ["example.org/app:1"], "tried again after it was refused");
+    assert!(daemon.is_ready("web"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_over_its_limit_ends_its_pod_and_no_other() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let limited = "  volumes: [{name: scratch, emptyDir: {sizeLimit: 1Mi}}]\n";
+    node.write("a.yaml", &manifest("small", limited));
+    node.write("b.yaml", &manifest("large", limited));
+    node.until("both Ready", 20, || daemon.is_ready("small") && daemon.is_ready("large")).await;
+    let volume = |name: &str| {
+        let uid = daemon.pod(name).unwrap().uid.clone();
+        let below = format!("pods/{uid}/volumes/kubernetes.io~empty-dir/scratch/file");
+        node.settings.pods.root_dir.join(below)
+    };
+    std::fs::write(volume("small"), vec![1; 100 << 10]).unwrap();
+    std::fs::write(volume("large"), vec![1; 2 << 20]).unwrap();
+    node.until("evicted", 120, || daemon.phase("large") == "Failed").await;
+    let status = daemon.status("large");
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+    assert!(
+        status.message.as_ref().is_some_and(|text| text.contains("scratch") && text.contains("1Mi")),
+        "{status:?}"
+    );
+    assert_eq!(node.fake.running(), ["small"]);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(daemon.is_ready("small") && daemon.phase("large") == "Failed");
+    daemon.kill().await;
+    let daemon = node.boot();
+    node.until("still told", 20, || daemon.status("large").reason.as_deref() == Some("Evicted")).await;
+    assert_eq!(node.fake.running(), ["small"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_started_container_has_one_line_and_a_link_to_its_log() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let view = daemon.pod("web").unwrap();
+    let lines = daemon.half.pods.view().timeline(&view.uid).unwrap();
+    let runs: Vec<_> = lines.iter().filter(|line| line.what == "container web runs").collect();
+    assert_eq!(runs.len(), 1, "{lines:?}");
+    let id = &view.observed.containers[0].id;
+    let link = node.disk.path().join(format!("containers/web_default_web-{id}.log"));
+    let target = std::fs::read_link(&link).unwrap();
+    assert_eq!(target, Path::new(&view.observed.containers[0].log_path));
+    node.remove("web.yaml");
+    node.until("gone", 30, || daemon.pod("web").is_none()).await;
+    assert!(std::fs::read_link(&link).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_config_map_outlives_a_restart_with_a_broken_file() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: page}\ndata: {key: value}\n";
+    node.write("a.yaml", map);
+    node.write("web.yaml", &manifest("web", "  volumes: [{name: page, configMap: {name: page}}]\n"));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    daemon.kill().await;
+    node.write("a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: page\n");
+    let daemon = node.boot();
+    node.until("adopted", 10, || daemon.is_ready("web")).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let waiting = &daemon.pod("web").unwrap().waiting;
+    assert!(waiting.is_empty(), "{waiting:?}");
+    assert_eq!(daemon.half.objects.all().config_maps.len(), 1);
+    daemon.kill().await;
+    node.remove("a.yaml");
+    let daemon = node.boot();
+    node.until("adopted", 10, || daemon.is_ready("web")).await;
+    node.until("the map is gone with its file", 10, || daemon.half.objects.all().config_maps.is_empty())
+        .await;
 }

@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod event;
 pub mod explain;
 pub mod ids;
+pub mod image;
 pub mod node;
 pub mod pod;
 pub mod probe;

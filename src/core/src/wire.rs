@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerName, PodKey, PodUid};
+use crate::image::gc::{GcPlan, GcPolicy, ImageDisk};
 use crate::pod::desired::PodSource;
 use crate::pod::lifecycle::Lifecycle;
 use crate::pod::local::{ProbeResult, StepFailure};
@@ -101,6 +102,17 @@ pub struct NodeView {
     /// Service mode in force and why it was chosen.
     pub service_mode: String,
     pub service_mode_reason: String,
+}
+
+/// The images of the node and what a collection would do to them now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagesView {
+    pub policy: GcPolicy,
+    /// The file system they are on; `None` where it cannot be measured.
+    pub disk: Option<ImageDisk>,
+    /// Why it cannot.
+    pub problem: Option<String>,
+    pub plan: GcPlan,
 }
 
 /// The answer to "why is it so?": one sentence a person can act on, and what to do next.

@@ -16,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use longshore_core::explain::{Explanation, Query};
 use longshore_core::ids::{ObjectKey, PodKey};
 use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
-use longshore_core::wire::{NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
+use longshore_core::wire::{ImagesView, NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -70,12 +70,21 @@ pub trait ServiceReads: Send + Sync + 'static {
     async fn diff(&self, repair: bool) -> DiffView;
 }
 
+/// What the admin API reads of the images. Asynchronous, because the runtime is asked.
+#[async_trait]
+pub trait ImageReads: Send + Sync + 'static {
+    /// # Errors
+    /// In words, where the runtime does not list its images.
+    async fn images(&self) -> Result<ImagesView, String>;
+}
+
 /// Everything the routes may read. A role that is off has no reads.
 #[derive(Clone)]
 pub struct AdminReads {
     pub node: Arc<dyn NodeReads>,
     pub pods: Option<Arc<dyn PodReads>>,
     pub services: Option<Arc<dyn ServiceReads>>,
+    pub images: Option<Arc<dyn ImageReads>>,
 }
 
 impl std::fmt::Debug for AdminReads {

@@ -34,6 +34,7 @@ pub(super) fn router(reads: AdminReads) -> Router {
         .route("/v1/pods/{namespace}/{name}/timeline", get(timeline))
         .route("/v1/why/node", get(why_node))
         .route("/v1/why/{namespace}/{name}", get(why_pod))
+        .route("/v1/images", get(images))
         .route("/v1/services", get(services))
         .route("/v1/dataplane", get(dataplane))
         .route("/v1/dataplane/frontends", get(frontends))
@@ -148,6 +149,16 @@ fn proxy_role_off() -> Response {
         "this daemon serves no Services: its proxy role is off",
         Some("start the agent with --roles node,proxy"),
     )
+}
+
+async fn images(State(reads): State<AdminReads>) -> Response {
+    let Some(images) = &reads.images else { return node_role_off() };
+    match images.images().await {
+        Ok(view) => Json(view).into_response(),
+        Err(problem) => {
+            refuse(StatusCode::BAD_GATEWAY, &problem, Some("longshore doctor checks the runtime"))
+        }
+    }
 }
 
 async fn services(State(reads): State<AdminReads>) -> Response {

@@ -152,6 +152,7 @@ impl Running {
             node: Arc::new(FixedReads),
             pods: roles.then(|| Arc::new(FixedReads) as Arc<dyn PodReads>),
             services: roles.then(|| Arc::new(FixedReads) as Arc<dyn ServiceReads>),
+            images: None,
         };
         let task = tokio::spawn(serve(socket, reads, stop.clone()));
         Self { folder, stop, task }

@@ -2,10 +2,12 @@
 //! Files are read here and nowhere else in the daemon; the rules are in `rules`, free of effects.
 
 mod args;
+mod difference;
 #[cfg(test)]
 mod docs;
 mod fields;
 mod flags;
+mod gates;
 pub mod kubelet;
 pub mod proxy;
 mod proxy_rules;
@@ -20,6 +22,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub use args::AgentArgs;
+pub use difference::{Difference, difference};
 pub use fields::{Effect, FieldInfo};
 pub use flags::{FLAGS, Flag, Form, GivenFlags, Target};
 pub use settings::*;
@@ -86,7 +89,20 @@ pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
     proxy.value.fill_zeroes();
     warn_without_effect(&kubelet.tree, kubelet::KUBELET_FIELDS, &mut warnings);
     warn_without_effect(&proxy.tree, proxy::PROXY_FIELDS, &mut warnings);
+    warnings.extend(gates::warnings(&kubelet.value.feature_gates));
+    if args.standalone && !args.node_labels.is_empty() {
+        let labels = args.node_labels.join(",");
+        warnings.push(format!("flag --node-labels ({labels}) has no effect without a control plane"));
+    }
     rules::settings(args, &kubelet, &proxy, warnings).map_err(ConfigError::Rules)
+}
+
+/// The files a configuration is read from now, whether or not they can be read.
+pub fn files(args: &AgentArgs) -> Vec<PathBuf> {
+    let named = [&args.config, &args.proxy_config].into_iter().flatten().cloned();
+    // A folder that cannot be read is told when it is loaded.
+    let dropped = args.config_dir.iter().filter_map(|dir| drop_ins(dir).ok()).flatten();
+    named.chain(dropped).collect()
 }
 
 fn empty_tree(source: &str) -> Node {

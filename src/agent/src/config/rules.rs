@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use longshore_cluster::events::EventRate;
+use longshore_core::image::gc::GcPolicy;
 use longshore_core::node::label_problems;
+use longshore_core::pod::logs::LogLimits;
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings};
 use longshore_core::resources::quantity::Amount;
 
@@ -20,6 +22,7 @@ use super::proxy_rules;
 use super::settings::*;
 use super::units::GoDuration;
 use crate::document::{DocumentError, Node, Place};
+use crate::logs::LogSettings;
 
 /// Applies all rules.
 ///
@@ -34,7 +37,7 @@ pub(crate) fn settings(
     let mut node_rules = Rules::new(&kubelet.tree);
     let config = &kubelet.value;
     refused(config, &mut node_rules);
-    log_rules(config, &mut node_rules);
+    let logs = logs(config, &mut node_rules);
     let roles = roles(args, &mut node_rules);
     let sources = sources(args, config, credentials(args, &proxy.value).is_some(), &mut node_rules);
     let join = join(args, config, &proxy.value, &mut node_rules);
@@ -70,6 +73,7 @@ pub(crate) fn settings(
         probes: ProbeSettings { max_network_tries: 512, max_exec_tries: 32 },
         pods,
         images,
+        logs,
         node,
         dataplane,
         servers,
@@ -175,33 +179,52 @@ fn refused(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
     }
 }
 
-fn log_rules(config: &KubeletConfiguration, rules: &mut Rules<'_>) {
+fn logs(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> LogSettings {
     let size = Amount::parse(&config.container_log_max_size).map_err(|error| error.to_string());
+    let mut max_bytes = u64::MAX;
     if let Some(size) = rules.parsed("containerLogMaxSize", size) {
         let ok = !size.is_zero() && !size.is_negative();
         rules.check(ok, "containerLogMaxSize", format!("is {size}; it must be more than 0"));
+        max_bytes = size.unsigned_value();
     }
-    rules.range(
-        "containerLogMaxFiles",
-        i64::from(config.container_log_max_files.unwrap_or(5)),
-        2..=i64::from(i32::MAX),
-    );
-    rules.range("containerLogMaxWorkers", i64::from(config.container_log_max_workers.unwrap_or(1)), 1..=1000);
+    let files = i64::from(config.container_log_max_files.unwrap_or(5));
+    rules.range("containerLogMaxFiles", files, 2..=i64::from(i32::MAX));
+    let workers = i64::from(config.container_log_max_workers.unwrap_or(1));
+    rules.range("containerLogMaxWorkers", workers, 1..=1000);
     let interval = config.container_log_monitor_interval.unwrap_or(GoDuration::from_secs(10));
     let ok = interval >= GoDuration::from_secs(3);
     rules.check(ok, "containerLogMonitorInterval", format!("is {interval}; it must be 3s or longer"));
-    let (high, low) = (
-        config.image_gc_high_threshold_percent.unwrap_or(85),
-        config.image_gc_low_threshold_percent.unwrap_or(80),
-    );
+    LogSettings {
+        limits: LogLimits { max_bytes, max_files: usize::try_from(files).unwrap_or(5) },
+        workers: usize::try_from(workers).unwrap_or(1),
+        interval: interval.get(),
+    }
+}
+
+fn image_gc(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> GcPolicy {
+    let high = config.image_gc_high_threshold_percent.unwrap_or(85);
+    let low = config.image_gc_low_threshold_percent.unwrap_or(80);
     rules.range("imageGCHighThresholdPercent", i64::from(high), 0..=100);
     rules.range("imageGCLowThresholdPercent", i64::from(low), 0..=100);
-    let ok = low < high;
     rules.check(
-        ok,
+        low < high,
         "imageGCLowThresholdPercent",
         format!("is {low}; it must be below imageGCHighThresholdPercent ({high})"),
     );
+    let min_age = rules.not_negative("imageMinimumGCAge", config.image_minimum_gc_age);
+    let max_age = rules.not_negative("imageMaximumGCAge", config.image_maximum_gc_age);
+    let ok = max_age.is_zero() || max_age > min_age;
+    rules.check(
+        ok,
+        "imageMaximumGCAge",
+        format!("is {max_age:?}; it must be 0s or longer than imageMinimumGCAge ({min_age:?})"),
+    );
+    GcPolicy {
+        high_percent: u8::try_from(high).unwrap_or(100),
+        low_percent: u8::try_from(low).unwrap_or(100),
+        min_age,
+        max_age: (!max_age.is_zero()).then_some(max_age),
+    }
 }
 
 fn roles(args: &AgentArgs, rules: &mut Rules<'_>) -> Roles {
@@ -361,6 +384,7 @@ fn cgroups(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> CgroupSettin
             .and_then(|limit| u64::try_from(limit).ok())
             .filter(|limit| *limit > 0),
         single_process_oom_kill: config.single_process_oom_kill.unwrap_or(false),
+        limited_swap: config.memory_swap.swap_behavior == "LimitedSwap",
     }
 }
 
@@ -420,7 +444,7 @@ fn images(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> ImageSettings
     rules.range("registryBurst", i64::from(config.registry_burst), 0..=i64::from(i32::MAX));
     let burst = u32::try_from(config.registry_burst).unwrap_or(0);
     let pull_rate = u32::try_from(qps).ok().filter(|qps| *qps > 0).map(|qps| (qps, burst));
-    ImageSettings { max_parallel_pulls, pull_rate }
+    ImageSettings { max_parallel_pulls, pull_rate, gc: image_gc(config, rules) }
 }
 
 fn node(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> NodeSettings {

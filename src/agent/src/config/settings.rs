@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use longshore_cluster::events::EventRate;
+use longshore_core::image::gc::GcPolicy;
 use longshore_core::pod::snapshot::CgroupSettings;
 use longshore_core::ruleset::node::ConntrackWish;
+
+use crate::logs::LogSettings;
 
 /// All settings of one daemon.
 #[derive(Clone, Debug)]
@@ -24,6 +27,7 @@ pub struct Settings {
     pub probes: ProbeSettings,
     pub pods: PodSettings,
     pub images: ImageSettings,
+    pub logs: LogSettings,
     pub node: NodeSettings,
     pub dataplane: DataplaneSettings,
     pub servers: ProxyServers,
@@ -123,6 +127,8 @@ pub struct ImageSettings {
     pub max_parallel_pulls: Option<usize>,
     /// Pulls per second, `None` for no limit, and the burst above it.
     pub pull_rate: Option<(u32, u32)>,
+    /// When unused images are removed.
+    pub gc: GcPolicy,
 }
 
 #[derive(Clone, Debug, PartialEq)]

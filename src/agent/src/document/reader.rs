@@ -1,7 +1,7 @@
 //! A serde deserializer over a placed tree. It adds to any type's own `Deserialize` what plain serde
 //! cannot give: the path and place of an error, and the list of fields the type did not know.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::value::BorrowedStrDeserializer;
@@ -23,15 +23,54 @@ pub struct Reading<T> {
 /// The first value of a wrong type, with its path and place.
 pub fn read<T: DeserializeOwned>(node: &Node) -> Result<Reading<T>, DocumentError> {
     let unknown = RefCell::new(Vec::new());
-    let reader = NodeReader { node, path: &Path::Root, unknown: &unknown };
+    let nulls = Nulls::default();
+    let reader = NodeReader { node, path: &Path::Root, unknown: &unknown, nulls: &nulls };
     match T::deserialize(reader) {
-        Ok(value) => Ok(Reading { value, unknown: unknown.into_inner() }),
+        Ok(value) => {
+            let mut unknown = unknown.into_inner();
+            unknown.extend(unknown_nulls::<T>(node, nulls.met.get()));
+            Ok(Reading { value, unknown })
+        }
         Err(error) => {
             let (place, path) = error.at.unwrap_or_else(|| (node.place.clone(), String::new()));
             Err(DocumentError { place, path, message: error.message })
         }
     }
 }
+
+/// Fields that are null: absent to the type that is read, and yet they may be misspelt. Each one is
+/// shown to the type once more, alone, to learn whether the type has a field of its name.
+#[derive(Debug, Default)]
+struct Nulls {
+    /// Null fields met so far in this reading.
+    met: Cell<usize>,
+    /// The one that is shown, counted from 0.
+    shown: Option<usize>,
+    /// Set where the type asked for its value.
+    known: Cell<bool>,
+}
+
+/// More null fields than this are not looked at: each costs a reading of the whole document.
+const MAX_NULLS: usize = 64;
+
+fn unknown_nulls<T: DeserializeOwned>(node: &Node, met: usize) -> Vec<DocumentError> {
+    let mut found = Vec::new();
+    for shown in 0..met.min(MAX_NULLS) {
+        let unknown = RefCell::new(Vec::new());
+        let nulls = Nulls { shown: Some(shown), ..Nulls::default() };
+        let reader = NodeReader { node, path: &Path::Root, unknown: &unknown, nulls: &nulls };
+        // A type that knows the field refuses its value, which ends this reading early.
+        let _ = T::deserialize(reader);
+        if !nulls.known.get() {
+            found.extend(unknown.into_inner().into_iter().filter(|field| field.message == NULL_FIELD));
+        }
+    }
+    found.iter_mut().for_each(|field| field.message = UNKNOWN_FIELD.to_owned());
+    found
+}
+
+const UNKNOWN_FIELD: &str = "unknown field";
+const NULL_FIELD: &str = "unknown null field";
 
 /// The way from the root to a node, kept on the stack: no allocation until it is shown.
 #[derive(Clone, Copy)]
@@ -77,6 +116,7 @@ struct NodeReader<'de, 'p> {
     node: &'de Node,
     path: &'p Path<'p>,
     unknown: &'p RefCell<Vec<DocumentError>>,
+    nulls: &'p Nulls,
 }
 
 impl<'de> NodeReader<'de, '_> {
@@ -142,7 +182,7 @@ impl<'de> Deserializer<'de> for NodeReader<'de, '_> {
         self.unknown.borrow_mut().push(DocumentError {
             place: self.node.place.clone(),
             path: self.path.to_string(),
-            message: "unknown field".to_owned(),
+            message: UNKNOWN_FIELD.to_owned(),
         });
         visitor.visit_unit()
     }
@@ -166,7 +206,7 @@ impl<'de> SeqAccess<'de> for Items<'de, '_> {
         let Some(node) = self.items.get(self.next) else { return Ok(None) };
         let path = Path::Index(self.reader.path, self.next);
         self.next += 1;
-        let reader = NodeReader { node, path: &path, unknown: self.reader.unknown };
+        let reader = NodeReader { node, path: &path, ..self.reader };
         // Here too: a type may refuse a value after it was read (a duration, say).
         reader.placed(seed.deserialize(reader)).map(Some)
     }
@@ -188,6 +228,12 @@ impl<'de> MapAccess<'de> for Fields<'de, '_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ReadError> {
         while self.fields.get(self.next).is_some_and(|field| field.node.value == Value::Null) {
+            let nulls = self.reader.nulls;
+            let met = nulls.met.get();
+            nulls.met.set(met + 1);
+            if nulls.shown == Some(met) {
+                break;
+            }
             self.next += 1;
         }
         let Some(field) = self.fields.get(self.next) else { return Ok(None) };
@@ -198,7 +244,40 @@ impl<'de> MapAccess<'de> for Fields<'de, '_> {
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ReadError> {
         let field = &self.fields[self.next - 1];
         let path = Path::Field(self.reader.path, &field.name);
-        let reader = NodeReader { node: &field.node, path: &path, unknown: self.reader.unknown };
+        if field.node.value == Value::Null {
+            return seed.deserialize(NullField { reader: self.reader, path, place: &field.place });
+        }
+        let reader = NodeReader { node: &field.node, path: &path, ..self.reader };
         reader.placed(seed.deserialize(reader))
+    }
+}
+
+/// A null field that is shown to the type: whoever asks for any value of it knows it.
+struct NullField<'de, 'p> {
+    reader: NodeReader<'de, 'p>,
+    path: Path<'p>,
+    place: &'de Place,
+}
+
+impl<'de> Deserializer<'de> for NullField<'de, '_> {
+    type Error = ReadError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, ReadError> {
+        self.reader.nulls.known.set(true);
+        Err(serde::de::Error::custom("the field is known"))
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+        self.reader.unknown.borrow_mut().push(DocumentError {
+            place: self.place.clone(),
+            path: self.path.to_string(),
+            message: NULL_FIELD.to_owned(),
+        });
+        visitor.visit_unit()
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier
     }
 }

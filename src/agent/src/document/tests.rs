@@ -73,7 +73,9 @@ fn wrong_types_and_unknown_fields_name_path_and_place() {
     );
     let reading = read::<Pod>(&node).expect("reads");
     let unknown: Vec<String> = reading.unknown.iter().map(ToString::to_string).collect();
-    assert_eq!(unknown, ["f.yaml:5:20: spec.containers[0].readinesProbe: unknown field"]);
+    let expected =
+        ["f.yaml:5:20: spec.containers[0].readinesProbe: unknown field", "f.yaml:6:3: spec.x: unknown field"];
+    assert_eq!(unknown, expected);
 }
 
 #[test]
@@ -107,4 +109,16 @@ fn json_is_read_as_well() {
         read::<serde_json::Value>(&node).expect("reads").value,
         json!({"a": {"b": [1, "two", null, true]}})
     );
+}
+
+#[test]
+fn null_fields_are_absent_and_still_have_to_be_spelt_right() {
+    let node = one(
+        "metadata: {creationTimestamp: null, label: null}\nspec:\n  nodeName: ~\n  containers:\n  - {name: a, imag: ~, resources: ~}\nstatus: null\n",
+    );
+    let reading = read::<Pod>(&node).expect("reads");
+    let unknown: Vec<&str> = reading.unknown.iter().map(|field| field.path.as_str()).collect();
+    assert_eq!(unknown, ["metadata.label", "spec.containers[0].imag"]);
+    let pod = reading.value;
+    assert_eq!((pod.metadata.creation_timestamp, pod.status), (None, None));
 }

@@ -31,6 +31,8 @@ pub struct Facts {
     /// Online logical processors.
     pub cpus: u64,
     pub memory_bytes: u64,
+    /// All swap devices and files together.
+    pub swap_bytes: u64,
     /// Of the node's resolver file; the cluster's part stays empty.
     pub dns: DnsSettings,
     /// As the kernel spells them in cgroup files: `2MB`, `1GB`.
@@ -57,6 +59,7 @@ impl Facts {
             ips: addresses(routes).await,
             cpus: cpus(&read("/proc/stat")?),
             memory_bytes: memory(&read("/proc/meminfo")?)?,
+            swap_bytes: kibibytes(&read("/proc/meminfo")?, "SwapTotal:").unwrap_or(0),
             dns,
             hugepage_sizes: hugepage_sizes(Path::new("/sys/kernel/mm/hugepages")),
             kernel_version: kernel_version(&read("/proc/sys/kernel/osrelease")?),
@@ -95,9 +98,13 @@ fn cpus(stat: &str) -> u64 {
 }
 
 fn memory(meminfo: &str) -> Result<u64, FactsError> {
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or(FactsError::Missing { path: "/proc/meminfo", what: "MemTotal" })
+    kibibytes(meminfo, "MemTotal:").ok_or(FactsError::Missing { path: "/proc/meminfo", what: "MemTotal" })
+}
+
+/// A line of /proc/meminfo, in bytes.
+fn kibibytes(meminfo: &str, name: &str) -> Option<u64> {
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// `6.12.48+deb13-amd64` -> 6, 12; what cannot be read counts as the oldest.
@@ -137,6 +144,7 @@ mod tests {
         assert_eq!(cpus("cpu  1 2\ncpu0 1\ncpu1 1\nintr 5\n"), 2);
         assert_eq!(memory("MemTotal:       2048 kB\nMemFree: 1 kB\n").unwrap(), 2 << 20);
         assert!(memory("MemFree: 1 kB\n").is_err());
+        assert_eq!(kibibytes("SwapTotal:       4 kB\n", "SwapTotal:"), Some(4096));
         assert_eq!(kernel_version("6.12.48+deb13-amd64\n"), (6, 12));
         assert_eq!(kernel_version("6.18\n"), (6, 18));
         let names: Vec<_> = [64, 2048, 1_048_576].into_iter().map(hugepage_name).collect();

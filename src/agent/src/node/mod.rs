@@ -74,6 +74,28 @@ impl Node {
         });
     }
 
+    /// Takes over what may change while the daemon runs from a context made of newer settings; what it
+    /// learned since its start stays.
+    pub fn reconfigure(&self, newer: NodeContext) {
+        self.change(|context| {
+            let driver = context.cgroups.driver;
+            context.cgroups = CgroupSettings {
+                driver,
+                per_qos: context.cgroups.per_qos,
+                root: context.cgroups.root.clone(),
+                ..newer.cgroups
+            };
+            context.dns = newer.dns;
+            context.allocatable_cpu_millis = newer.allocatable_cpu_millis;
+            context.allocatable_memory_bytes = newer.allocatable_memory_bytes;
+            context.max_restart_backoff = newer.max_restart_backoff;
+            context.seccomp_default = newer.seccomp_default;
+            context.max_pods = newer.max_pods;
+            context.allowed_unsafe_sysctls = newer.allowed_unsafe_sysctls;
+            true
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut NodeContext) -> bool) {
         self.context.send_if_modified(|context| {
             let mut next = (**context).clone();
@@ -123,6 +145,9 @@ pub fn context(
             .saturating_sub(reserved("memory") / 1000)
             .saturating_sub(EVICTION_HARD_MEMORY),
         capacity_memory_bytes: facts.memory_bytes,
+        swap_bytes: facts.swap_bytes,
+        max_pods: usize::try_from(settings.pods.max_pods).unwrap_or(usize::MAX),
+        allowed_unsafe_sysctls: settings.pods.allowed_unsafe_sysctls.clone(),
         max_restart_backoff: settings.pods.max_restart_backoff,
         seccomp_default: settings.pods.seccomp_default,
         agent_started_at: now,

@@ -1,12 +1,14 @@
 //! What is worth a line in a pod's timeline: differences between two readings or two statuses, in
 //! words. Pure; nothing here knows where the lines go.
 
-use std::mem::discriminant;
+use std::collections::BTreeMap;
+use std::mem::{Discriminant, discriminant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PodStatus;
+use longshore_core::ids::ContainerId;
 use longshore_core::pod::lifecycle::Lifecycle;
-use longshore_core::pod::observed::{ContainerState, ObservedPod, SandboxState};
+use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodEvent {
@@ -15,13 +17,39 @@ pub(super) struct PodEvent {
     pub detail: String,
 }
 
+/// States of container instances that have their line in the timeline.
+#[derive(Debug, Default)]
+pub(super) struct Told(BTreeMap<ContainerId, Discriminant<ContainerState>>);
+
+/// Instances that are remembered after the runtime has forgotten them.
+const REMEMBERED: usize = 32;
+
+impl Told {
+    /// What is there already is no news.
+    pub fn of(pod: &ObservedPod) -> Self {
+        Self(pod.containers.iter().map(|c| (c.id.clone(), discriminant(&c.state))).collect())
+    }
+
+    /// Whether this state of this instance is news; from now on it is none. The reply to a call, the
+    /// runtime's event and a reading all tell the same, in any order and with better or worse times.
+    fn is_news(&mut self, container: &ObservedContainer) -> bool {
+        let state = discriminant(&container.state);
+        self.0.insert(container.id.clone(), state) != Some(state)
+    }
+
+    fn forget_all_but(&mut self, pod: &ObservedPod) {
+        if self.0.len() > REMEMBERED {
+            self.0.retain(|id, _| pod.containers.iter().any(|container| container.id == *id));
+        }
+    }
+}
+
 /// Containers that started to run or exited, and sandboxes that were lost.
-pub(super) fn of_containers(before: &ObservedPod, after: &ObservedPod) -> Vec<PodEvent> {
+pub(super) fn of_containers(told: &mut Told, before: &ObservedPod, after: &ObservedPod) -> Vec<PodEvent> {
     let mut events = Vec::new();
+    told.forget_all_but(after);
     for container in &after.containers {
-        let old = before.containers.iter().find(|c| c.id == container.id);
-        // A second reading of the same state may know its times better; that is no event.
-        if old.is_some_and(|old| discriminant(&old.state) == discriminant(&container.state)) {
+        if !told.is_news(container) {
             continue;
         }
         match &container.state {

@@ -1,7 +1,7 @@
 //! Carries out steps: one small function per step, each a few calls to the runtime, the disk or the
 //! cgroup tree, deciding nothing. Every step can be done again after any failure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use longshore_core::ids::{ContainerId, ContainerName, PodUid, SandboxId};
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::hosts_file;
 use longshore_core::pod::leftover::Noted;
+use longshore_core::pod::logs::{link_name, links_folder};
 use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
 use longshore_core::pod::snapshot::{CgroupDriver, NodeContext};
 use longshore_core::pod::spec::SandboxSpec;
@@ -26,6 +27,7 @@ use super::messages::ExitMessages;
 use super::steps::{Execute, StepJob, StepReport};
 use crate::images::ImagePuller;
 use crate::journal::Journal;
+use crate::logs;
 use crate::text::error_chain;
 use crate::volumes::{Dir, VolumeError, Volumes};
 
@@ -237,10 +239,12 @@ impl Executor {
     async fn create_container(&self, job: &StepJob, create: &CreateContainer) -> Outcome {
         let reason = "CreateContainerError";
         self.prepare_container_files(job, create).await?;
-        let created_at = self.clock.now();
         let spec = &create.spec;
         let made = self.containers.create_container(&create.sandbox, spec, &create.sandbox_spec).await;
         let id = made.map_err(|e| failed(reason, &e))?;
+        // Not the time of the question: a reading taken between the two cannot know of it yet, and what
+        // it lacks must not look removed.
+        let created_at = self.clock.now();
         // The answer has the id only; the rest is what was asked for. An event or the next reading
         // says the same in the runtime's words.
         Ok(StepResult::Container(ObservedContainer {
@@ -301,6 +305,7 @@ impl Executor {
         let created = job.observed.containers.iter().find(|c| c.id == *id);
         match created {
             Some(created) => {
+                self.link_log(job, created).await;
                 let state = ContainerState::Running { started_at: self.clock.now() };
                 Ok(StepResult::Container(ObservedContainer { state, ..created.clone() }))
             }
@@ -309,6 +314,17 @@ impl Executor {
                 message: format!("container {name} was started and is not among those known"),
                 retryable: true,
             }),
+        }
+    }
+
+    /// The link that log shippers find the log by; a container is no worse for having none.
+    async fn link_log(&self, job: &StepJob, container: &ObservedContainer) {
+        let folder = links_folder(&job.node.pod_logs_dir);
+        let name = link_name(&job.desired.key, &container.name, &container.id);
+        let log = PathBuf::from(&container.log_path);
+        let linked = tokio::task::spawn_blocking(move || logs::link(&folder, &name, &log)).await;
+        if let Ok(Err(error)) = linked {
+            tracing::warn!(error = error_chain(&error), "no link to the log");
         }
     }
 
@@ -362,9 +378,17 @@ impl Executor {
 
     async fn remove_container(&self, job: &StepJob, id: &ContainerId) -> Outcome {
         self.containers.remove_container(id).await.map_err(|e| failed("FailedKillPod", &e))?;
-        let log = job.observed.containers.iter().find(|c| c.id == *id).map(|c| c.log_path.clone());
-        if let Some(log) = log.filter(|path| !path.is_empty()) {
-            self.on_disk(move |_| remove_log(Path::new(&log))).await?;
+        if let Some(container) = job.observed.containers.iter().find(|c| c.id == *id) {
+            let folder = links_folder(&job.node.pod_logs_dir);
+            let name = link_name(&job.desired.key, &container.name, id);
+            let log = Some(PathBuf::from(&container.log_path)).filter(|log| log.is_absolute());
+            let removed = tokio::task::spawn_blocking(move || {
+                logs::unlink(&folder, &name)?;
+                log.map_or(Ok(()), |log| logs::remove_with_rotated(&log))
+            });
+            if let Ok(Err(error)) = removed.await {
+                return Err(local_error("FailedKillPod", &error));
+            }
         }
         Ok(StepResult::Removed(id.to_string()))
     }
@@ -416,13 +440,4 @@ fn make_log_dir(path: &Path) -> Result<(), VolumeError> {
     use std::os::unix::fs::DirBuilderExt;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
     made.map_err(|source| VolumeError::Io { action: "make folder", path: path.to_path_buf(), source })
-}
-
-fn remove_log(path: &Path) -> Result<(), VolumeError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(VolumeError::Io { action: "remove", path: path.to_path_buf(), source })
-        }
-        _ => Ok(()),
-    }
 }

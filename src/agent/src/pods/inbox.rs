@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use longshore_core::ids::ContainerId;
-use longshore_core::pod::desired::DesiredPod;
+use longshore_core::pod::desired::{Deletion, DesiredPod};
 use longshore_core::pod::local::ProbeResult;
 use longshore_core::pod::observed::{ObservedContainer, ObservedPod, ObservedSandbox};
 use longshore_core::pod::snapshot::ProbeKind;
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(super) struct Mail {
     pub desired: Option<DesiredPod>,
+    /// The node itself wants the pod to end.
+    pub end: Option<Deletion>,
     pub reading: Option<Reading>,
     /// In the order they happened.
     pub parts: Vec<Part>,
@@ -55,6 +57,11 @@ pub(super) struct Inbox {
 impl Inbox {
     pub fn desire(&self, desired: DesiredPod) {
         self.lock().desired = Some(desired);
+        self.wake.notify_one();
+    }
+
+    pub fn end(&self, deletion: Deletion) {
+        self.lock().end = Some(deletion);
         self.wake.notify_one();
     }
 

@@ -97,8 +97,6 @@ pub struct Deps {
     pub records: Records,
     pub journal: Arc<Journal>,
     pub metrics: PodMetrics,
-    /// maxPods: more than these are refused.
-    pub max_pods: usize,
     /// Ends all workers where they are, with what they have under way; pods are left as they are.
     pub stop: CancellationToken,
 }
@@ -200,6 +198,15 @@ impl Pods {
     pub fn verdict(&self, uid: &PodUid, id: ContainerId, kind: ProbeKind, result: ProbeResult) {
         if let Some(entry) = self.lock().workers.get(uid) {
             entry.inbox.verdict(id, kind, result);
+        }
+    }
+
+    /// The node ends a pod by itself: it stays to be looked at, as failed, until its source lets go of it.
+    pub fn evict(&self, uid: &PodUid, message: String, grace_seconds: u32) {
+        let requested_at = self.inner.deps.clock.now();
+        let deletion = Deletion { requested_at, grace_seconds, cause: EndCause::Evicted { message } };
+        if let Some(entry) = self.lock().workers.get(uid).filter(|entry| !entry.ending) {
+            entry.inbox.end(deletion);
         }
     }
 
@@ -389,10 +396,12 @@ impl Pods {
         let room = NodeRoom {
             cpu_millis: node.allocatable_cpu_millis,
             memory_bytes: node.allocatable_memory_bytes,
-            pods: deps.max_pods,
+            pods: node.max_pods,
         };
         let others = others.iter().map(|(key, pod)| (key, &**pod));
-        let refusal = admission::admit(&desired.pod, others, &room).err()?;
+        let refusal = admission::sysctls(&desired.pod, &node.allowed_unsafe_sysctls)
+            .and_then(|()| admission::admit(&desired.pod, others, &room))
+            .err()?;
         tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
         Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
     }

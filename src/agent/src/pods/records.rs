@@ -2,7 +2,7 @@
 //! hooks done, crash back-off, the last status, how far the pod's life has got. A restart of the
 //! daemon reads them; losing them costs a probe period, never a container.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,8 @@ pub struct PodRecord {
     #[serde(default)]
     pub post_start: BTreeMap<ContainerId, HookState>,
     #[serde(default)]
+    pub pre_stop: BTreeSet<ContainerId>,
+    #[serde(default)]
     pub backoff: BTreeMap<ContainerName, CrashBackoff>,
 }
 
@@ -55,6 +57,7 @@ impl PodRecord {
             status: status.cloned(),
             probes: local.probes.clone(),
             post_start: local.post_start.clone(),
+            pre_stop: local.pre_stop.clone(),
             backoff: local.backoff.clone(),
         }
     }
@@ -65,6 +68,7 @@ impl PodRecord {
         LocalState {
             probes: self.probes.clone(),
             post_start: self.post_start.clone(),
+            pre_stop: self.pre_stop.clone(),
             backoff: self.backoff.clone(),
             ..LocalState::default()
         }

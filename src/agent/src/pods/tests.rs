@@ -119,6 +119,9 @@ impl Probing for NoProbes {
 pub(crate) fn node_context() -> NodeContext {
     NodeContext {
         runtime_name: "containerd".to_owned(),
+        max_pods: 3,
+        allowed_unsafe_sysctls: Vec::new(),
+        swap_bytes: 0,
         name: "node".into(),
         ips: vec!["10.0.0.1".parse().unwrap()],
         root_dir: "/nowhere".into(),
@@ -131,6 +134,7 @@ pub(crate) fn node_context() -> NodeContext {
             cpu_cfs_period_us: 100_000,
             pod_pids_limit: None,
             single_process_oom_kill: false,
+            limited_swap: false,
         },
         dns: DnsSettings::default(),
         network: Ok(()),
@@ -174,7 +178,6 @@ impl World {
             records: Records::new(root.path().to_path_buf()),
             journal: Arc::new(Journal::open(&root.path().join("journal")).unwrap()),
             metrics: metrics.clone(),
-            max_pods: 3,
             stop: CancellationToken::new(),
         });
         Self { pods, executor, metrics, clock, _node: node_sender, _root: root }

@@ -76,12 +76,14 @@ pub(super) struct Worker {
     unsaved: bool,
     /// Something a plan looks at may have changed since the last one.
     stale: bool,
+    told: events::Told,
 }
 
 impl Worker {
     pub fn new(deps: Arc<Deps>, inbox: Arc<Inbox>, birth: Birth) -> Self {
         let (node, object_changes) = (deps.node.clone(), deps.objects.changes());
         let objects = deps.objects.referenced(&birth.desired.pod);
+        let told = events::Told::of(birth.known.pod());
         let mut worker = Self {
             deps,
             inbox,
@@ -102,6 +104,7 @@ impl Worker {
             panics_in_a_row: 0,
             unsaved: true,
             stale: true,
+            told,
         };
         worker.note_observation();
         worker
@@ -194,6 +197,9 @@ impl Worker {
             self.absorb_part(part);
         }
         self.stale |= !mail.verdicts.is_empty() || mail.unblocked;
+        if let Some(deletion) = mail.end {
+            self.desire(DesiredPod { deletion: Some(deletion), ..(*self.desired).clone() });
+        }
         for ((id, kind), result) in mail.verdicts {
             let results = self.local.probes.entry(id).or_default();
             let slot = match kind {
@@ -271,8 +277,8 @@ impl Worker {
         }
     }
 
-    fn tell_changes(&self, before: &ObservedPod) {
-        for event in events::of_containers(before, self.known.pod()) {
+    fn tell_changes(&mut self, before: &ObservedPod) {
+        for event in events::of_containers(&mut self.told, before, self.known.pod()) {
             tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, detail = %event.detail, "{}", event.what);
             self.deps.view.event(&self.desired.uid, event.at, event.what, event.detail);
         }
@@ -309,7 +315,7 @@ impl Worker {
             }
             *count += 1;
         }
-        self.unsaved |= matches!(ended.step, Step::PostStart { .. });
+        self.unsaved |= matches!(ended.step, Step::PostStart { .. } | Step::StopContainer(_));
         self.local.record(&ended.step, &outcome, now);
         self.note_observation();
         if let Some(reading) = ended.report.reading {

@@ -171,7 +171,11 @@ async fn feed(
         return;
     }
     if let Some(folder) = &settings.sources.manifests {
-        let options = ManifestOptions { folder: folder.clone(), audit_period: settings.sources.audit_period };
+        let options = ManifestOptions {
+            folder: folder.clone(),
+            audit_period: settings.sources.audit_period,
+            memory: None,
+        };
         let sink = files.clone();
         let manifests = Manifests::start(options, Vec::new(), Arc::new(move |change| sink.take(change)));
         let mut synced = manifests.synced();
@@ -206,5 +210,5 @@ fn reads(
         dataplane: Some(dataplane.clone()),
     };
     let services = Arc::new(dataplane.clone()) as Arc<dyn ServiceReads>;
-    AdminReads { node: Arc::new(node), pods: None, services: Some(services) }
+    AdminReads { node: Arc::new(node), pods: None, services: Some(services), images: None }
 }

@@ -12,6 +12,7 @@ use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::wire::SourceProblem;
 
+use super::memory::Remembered;
 use super::object::{Fault, Kind, Object, ObjectId, read_document};
 use crate::document;
 
@@ -110,6 +111,23 @@ impl Folder {
             let written = Written { object, path: path.clone(), document };
             file.objects.insert(ObjectId { kind: Kind::Pod, key }, written);
         }
+    }
+
+    /// What an earlier run had beside pods, likewise.
+    pub fn recall(&mut self, objects: impl IntoIterator<Item = Remembered>) {
+        for remembered in objects {
+            let (path, document) = (remembered.path.clone(), remembered.document);
+            let Ok(name) = path.strip_prefix(&self.root).map(Path::to_path_buf) else { continue };
+            let Some((id, object)) = remembered.recall() else { continue };
+            self.files.entry(name).or_default().objects.insert(id, Written { object, path, document });
+        }
+    }
+
+    /// What the daemon was told beside pods, to be kept for [`Folder::recall`].
+    pub fn remembered(&self) -> Vec<Remembered> {
+        let told = self.published.iter();
+        told.filter_map(|(id, written)| Remembered::of(id, &written.object, &written.path, written.document))
+            .collect()
     }
 
     /// Takes one look and returns what changed, in the order it should be heard: what pods refer to

@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::folder::{Change, FileContent, Folder, MAX_FILE_BYTES, MAX_FILES, Scan};
+use super::memory;
+use crate::text::error_chain;
 
 /// Quiet time after the last event before the folder is looked at while a file is gone or half there: an editor's
 /// rename dance is one change.
@@ -38,6 +40,8 @@ pub struct ManifestOptions {
     pub folder: PathBuf,
     /// Time between two listings without an event (`fileCheckFrequency`).
     pub audit_period: Duration,
+    /// File that keeps what the folder said, for a start with a broken manifest; `None` keeps nothing.
+    pub memory: Option<PathBuf>,
 }
 
 /// Takes the changes; called from the watching task, must not block.
@@ -64,6 +68,7 @@ impl Manifests {
     pub fn start(options: ManifestOptions, remembered: Vec<DesiredPod>, sink: Sink) -> Self {
         let mut folder = Folder::new(&options.folder);
         folder.remember(remembered);
+        folder.recall(options.memory.iter().flat_map(|path| memory::load(path)));
         let shared = Arc::new(Mutex::new(Shared::default()));
         let (synced_sender, synced) = watch::channel(false);
         let watcher = Watcher {
@@ -185,14 +190,27 @@ impl Watcher {
         };
         self.seen = seen;
         let readable = matches!(scan, Scan::Files(_));
-        for change in self.folder.apply(scan, Timestamp::now()) {
+        let changes = self.folder.apply(scan, Timestamp::now());
+        let keep = changes.iter().any(|change| !matches!(change, Change::Pod(_)));
+        for change in changes {
             (self.sink)(change);
+        }
+        if keep {
+            self.keep();
         }
         self.tell();
         if readable && !*self.synced.borrow() {
             self.synced.send_replace(true);
         }
         readable
+    }
+
+    /// A small file on the daemon's own disk; what cannot be kept costs nothing until a restart.
+    fn keep(&self) {
+        let Some(path) = &self.options.memory else { return };
+        if let Err(error) = memory::save(path, &self.folder.remembered()) {
+            tracing::warn!(error = error_chain(&error), "what the manifests say is not kept for a restart");
+        }
     }
 
     fn tell(&self) {

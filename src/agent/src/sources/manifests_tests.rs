@@ -35,7 +35,7 @@ impl World {
                 ears.lock().unwrap().push(format!("{sign}{image}"));
             }
         });
-        let options = ManifestOptions { folder, audit_period: Duration::from_secs(3600) };
+        let options = ManifestOptions { folder, audit_period: Duration::from_secs(3600), memory: None };
         let manifests = Manifests::start(options, Vec::new(), sink);
         Self { dir, heard, manifests }
     }
@@ -147,7 +147,8 @@ async fn what_is_no_file_or_too_large_is_named_and_stops_nothing() {
 async fn a_folder_that_is_not_there_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("later");
-    let options = ManifestOptions { folder: folder.clone(), audit_period: Duration::from_millis(50) };
+    let options =
+        ManifestOptions { folder: folder.clone(), audit_period: Duration::from_millis(50), memory: None };
     let manifests = Manifests::start(options, Vec::new(), Arc::new(|_| {}));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!*manifests.synced().borrow(), "nothing may be cleaned up before the folder was seen");

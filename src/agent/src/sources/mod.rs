@@ -4,6 +4,7 @@
 
 pub mod folder;
 pub mod manifests;
+mod memory;
 pub mod object;
 pub mod objects;
 

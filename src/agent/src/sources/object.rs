@@ -10,11 +10,12 @@ use longshore_core::pod::default::{default, manifest_uid};
 use longshore_core::pod::validate::validate;
 use longshore_core::service::types::{EndpointSlice, Service};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError, Node, Value};
 
 /// The kinds a folder may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     ConfigMap,
     Secret,

@@ -2,8 +2,10 @@
 //! followed as a symlink, so that a pod that swaps folders for links never makes the agent write or
 //! delete outside. Only the way to the root folder itself is the administrator's and trusted.
 
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxFlags};
@@ -15,6 +17,9 @@ pub type Bits = u32;
 
 const OPEN_DIR: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
+
+/// Nested folders that a removal follows.
+const MAX_TREE_DEPTH: usize = 1024;
 
 /// A directory held open; `path` is for messages only.
 #[derive(Debug)]
@@ -101,6 +106,36 @@ impl Dir {
     /// Mode bits, group and type-free identity of this directory.
     pub fn stat(&self) -> Result<fs::Stat, VolumeError> {
         fs::fstat(&self.fd).map_err(|e| VolumeError::io("stat", &self.path, e))
+    }
+
+    /// Names in this directory as the file system has them: a pod may use any bytes.
+    pub(super) fn raw_names(&self) -> Result<Vec<CString>, VolumeError> {
+        let failed = |e| VolumeError::io("list", &self.path, e);
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_owned();
+            if name.as_bytes() != b"." && name.as_bytes() != b".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// [`Dir::child`] by a name of any bytes.
+    pub(super) fn raw_child(&self, name: &CStr) -> Result<Self, VolumeError> {
+        let path = self.path.join(OsStr::from_bytes(name.to_bytes()));
+        let fd = fs::openat(&self.fd, name, OPEN_DIR, Mode::empty())
+            .map_err(|e| VolumeError::io("open", &path, e))?;
+        Ok(Self { fd, path })
+    }
+
+    /// [`Dir::stat_of`] by a name of any bytes.
+    pub(super) fn raw_stat_of(&self, name: &CStr) -> Result<Option<fs::Stat>, VolumeError> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(e) => Err(VolumeError::io("stat", &self.path.join(OsStr::from_bytes(name.to_bytes())), e)),
+        }
     }
 
     /// Names in this directory, sorted, without `.` and `..`; names that are not UTF-8 are an error,
@@ -216,20 +251,34 @@ impl Dir {
     }
 
     /// Removes `name` and all below it, but never crosses a mount point (invariant 8): the tree is
-    /// left as it is from the first mount found, and the error names it.
+    /// left as it is from the first mount found, and the error names it. Names below may be any bytes.
     pub fn remove_tree(&self, name: &str) -> Result<(), VolumeError> {
-        let Some(stat) = self.stat_of(name)? else { return Ok(()) };
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return self.remove_file(name);
+        let name = CString::new(name).map_err(|_| VolumeError::BadPath { path: self.path.join(name) })?;
+        self.remove_raw(&name, 0)
+    }
+
+    fn remove_raw(&self, name: &CStr, depth: usize) -> Result<(), VolumeError> {
+        let path = || self.path.join(OsStr::from_bytes(name.to_bytes()));
+        let Some(stat) = self.raw_stat_of(name)? else { return Ok(()) };
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if is_dir {
+            // Deeper trees exist only where somebody wants to exhaust the agent's stack.
+            if depth > MAX_TREE_DEPTH {
+                return Err(VolumeError::TooDeep { path: path() });
+            }
+            let dir = self.raw_child(name)?;
+            if dir.mount_id()? != self.mount_id()? {
+                return Err(VolumeError::MountedBelow { path: dir.path });
+            }
+            for entry in dir.raw_names()? {
+                dir.remove_raw(&entry, depth + 1)?;
+            }
         }
-        let dir = self.child(name)?;
-        if dir.mount_id()? != self.mount_id()? {
-            return Err(VolumeError::MountedBelow { path: dir.path });
+        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        match fs::unlinkat(&self.fd, name, flags) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(e) => Err(VolumeError::io("remove", &path(), e)),
         }
-        for entry in dir.names()? {
-            dir.remove_tree(&entry)?;
-        }
-        self.remove_dir(name)
     }
 
     /// The id of the mount this directory is on (statx(2), kernel 5.8). It differs across a bind
@@ -271,6 +320,8 @@ mod tests {
         let tree = dir.ensure_path(Path::new("tree/deeper"), 0o750).unwrap();
         tree.symlink("../../outside", "link").unwrap();
         tree.write_new("file", b"1", 0o644, None).unwrap();
+        // A container may use any bytes in a name.
+        std::fs::write(tree.path().join(OsStr::from_bytes(b"\xff\xfe")), "x").unwrap();
         dir.remove_tree("tree").unwrap();
         assert!(!root.path().join("tree").exists());
         assert!(outside.join("precious").exists());

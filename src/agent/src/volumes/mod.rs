@@ -10,6 +10,7 @@ mod host_path;
 mod mount_table;
 mod publish;
 mod sub_path;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,6 +24,7 @@ use longshore_core::pod::step::{StepError, SubPathMount, VolumeAction, VolumeSou
 
 pub use dir::Dir;
 pub use mount_table::KernelMounts;
+pub use usage::disk_usage;
 
 /// Why something on disk could not be set up or released.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,8 @@ pub enum VolumeError {
     BadPath { path: PathBuf },
     #[error("{path} is a mount point: it is left alone, and so is what is below it")]
     MountedBelow { path: PathBuf },
+    #[error("{path} is nested too deep to be removed; remove it by hand")]
+    TooDeep { path: PathBuf },
     #[error("hostPath {path} {problem}")]
     HostPath { path: PathBuf, problem: String },
     #[error("subPath {sub_path:?} of {volume}")]

@@ -199,7 +199,11 @@ impl<'a> Facts<'a> {
     }
 
     /// The preStop hook of an instance: from the spec, else as noted on the instance.
+    /// None once it was begun.
     pub fn pre_stop(&self, instance: &ObservedContainer) -> Option<Hook> {
+        if self.snapshot.local.pre_stop.contains(&instance.id) {
+            return None;
+        }
         let pod_ip = self.pod_ips().first().copied();
         let known = self.containers.iter().find(|container| container.name == instance.name);
         if let Some(container) = known {

@@ -37,6 +37,9 @@ pub(crate) fn node() -> NodeContext {
     NodeContext {
         name: "node".to_owned(),
         runtime_name: "cri-o".to_owned(),
+        max_pods: 110,
+        allowed_unsafe_sysctls: Vec::new(),
+        swap_bytes: 4 << 30,
         ips: vec!["192.0.2.10".parse().unwrap()],
         root_dir: PathBuf::from("/var/lib/kubelet"),
         pod_logs_dir: PathBuf::from("/var/log/pods"),
@@ -48,6 +51,7 @@ pub(crate) fn node() -> NodeContext {
             cpu_cfs_period_us: 100_000,
             pod_pids_limit: None,
             single_process_oom_kill: false,
+            limited_swap: false,
         },
         dns: DnsSettings {
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],

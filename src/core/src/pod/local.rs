@@ -28,6 +28,8 @@ pub struct LocalState {
     pub images: BTreeMap<ContainerName, ImagePresent>,
     /// Hooks by container instance.
     pub post_start: BTreeMap<ContainerId, HookState>,
+    /// Instances whose preStop hook was begun: it runs once, however often the stop is begun anew.
+    pub pre_stop: BTreeSet<ContainerId>,
     /// Probe results by container instance.
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// Crash back-off by container.
@@ -87,8 +89,14 @@ impl LocalState {
     /// A step was started.
     pub fn begin(&mut self, step: &Step, now: Timestamp) {
         self.in_flight.insert(step.key(), now);
-        if let Step::PostStart { id, .. } = step {
-            self.post_start.insert(id.clone(), HookState::Running { since: now });
+        match step {
+            Step::PostStart { id, .. } => {
+                self.post_start.insert(id.clone(), HookState::Running { since: now });
+            }
+            Step::StopContainer(stop) if stop.pre_stop.is_some() => {
+                self.pre_stop.insert(stop.id.clone());
+            }
+            _ => {}
         }
     }
 
@@ -178,6 +186,7 @@ impl LocalState {
         }
         let alive = |id: &ContainerId| observed.containers.iter().any(|instance| instance.id == *id);
         self.post_start.retain(|id, _| alive(id));
+        self.pre_stop.retain(alive);
         self.probes.retain(|id, _| alive(id));
         // A start or stop that failed is history once its instance is past it.
         self.failures.retain(|key, _| {

@@ -23,6 +23,7 @@ pub mod known;
 pub mod leftover;
 pub mod lifecycle;
 pub mod local;
+pub mod logs;
 pub mod mirror;
 pub mod mounts;
 pub mod observed;

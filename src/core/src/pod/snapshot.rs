@@ -60,6 +60,12 @@ pub struct NodeContext {
     pub allocatable_cpu_millis: u64,
     pub allocatable_memory_bytes: u64,
     pub capacity_memory_bytes: u64,
+    /// Swap space of the node, all devices together.
+    pub swap_bytes: u64,
+    /// Pods the node takes (`maxPods`).
+    pub max_pods: usize,
+    /// Sysctls pods may set beside the safe ones: names, or prefixes ending in `*`.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// crashLoopBackOff.maxContainerRestartPeriod, default 300 s.
     pub max_restart_backoff: Duration,
     pub seccomp_default: bool,
@@ -88,6 +94,8 @@ pub struct CgroupSettings {
     pub pod_pids_limit: Option<u64>,
     /// memory.oom.group=1 on containers unless this is set.
     pub single_process_oom_kill: bool,
+    /// memorySwap.swapBehavior is LimitedSwap: Burstable pods may swap in proportion to their requests.
+    pub limited_swap: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

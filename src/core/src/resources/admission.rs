@@ -28,6 +28,10 @@ pub enum Refusal {
     OutOfMemory { wanted: u64, left: u64, room: u64 },
     #[error("host port {port}/{protocol} is taken by pod {by}; use another hostPort")]
     HostPort { port: i32, protocol: String, by: PodKey },
+    #[error("sysctl {name} is not among the safe ones; allow it with allowedUnsafeSysctls, or leave it out")]
+    UnsafeSysctl { name: String },
+    #[error("sysctl {name} is the node's own with {with}; leave out one of the two")]
+    SharedSysctl { name: String, with: &'static str },
 }
 
 impl Refusal {
@@ -38,6 +42,7 @@ impl Refusal {
             Self::OutOfCpu { .. } => "OutOfcpu",
             Self::OutOfMemory { .. } => "OutOfmemory",
             Self::HostPort { .. } => "NodePorts",
+            Self::UnsafeSysctl { .. } | Self::SharedSysctl { .. } => "SysctlForbidden",
         }
     }
 
@@ -74,6 +79,47 @@ pub fn admit<'a>(
         return Err(Refusal::OutOfMemory { wanted, left, room: room.memory_bytes });
     }
     host_ports_free(pod, &others)
+}
+
+/// Sysctls that are the pod's own and harm nobody else (pkg/kubelet/sysctl/safe_sysctls.go).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Whether the pod may set the sysctls it names. `allowed` are names or prefixes ending in `*`. What
+/// belongs to a namespace the pod shares with the node would be set for the node.
+pub fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Refusal> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    let given = spec.security_context.iter().flat_map(|security| security.sysctls.iter().flatten());
+    for sysctl in given {
+        let name = sysctl.name.replace('/', ".");
+        let matches = |pattern: &String| match pattern.replace('/', ".").strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *pattern == name || pattern.replace('/', ".") == name,
+        };
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !allowed.iter().any(matches) {
+            return Err(Refusal::UnsafeSysctl { name });
+        }
+        if name.starts_with("net.") && spec.host_network == Some(true) {
+            return Err(Refusal::SharedSysctl { name, with: "hostNetwork" });
+        }
+        let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+        if ipc.iter().any(|prefix| name.starts_with(prefix)) && spec.host_ipc == Some(true) {
+            return Err(Refusal::SharedSysctl { name, with: "hostIPC" });
+        }
+    }
+    Ok(())
 }
 
 /// One port a pod takes on the node.
@@ -135,6 +181,33 @@ mod tests {
     fn asking(resources: Value, ports: Value) -> Pod {
         pod(json!({"spec": {"containers": [{"name": "a", "image": "i",
             "resources": {"requests": resources}, "ports": ports}]}}))
+    }
+
+    #[test]
+    fn sysctls_are_safe_allowed_or_refused() {
+        let allowed = ["kernel.msg*".to_owned(), "net/core/somaxconn".to_owned()];
+        let cases = [
+            ("net.ipv4.tcp_syncookies", json!({}), None),
+            ("net/ipv4/tcp_syncookies", json!({}), None),
+            ("net.core.somaxconn", json!({}), None),
+            ("kernel.msgmax", json!({}), None),
+            ("kernel.sem", json!({}), Some("not among the safe ones")),
+            ("net.ipv4.tcp_syncookies", json!({"hostNetwork": true}), Some("hostNetwork")),
+            ("kernel.shm_rmid_forced", json!({"hostIPC": true}), Some("hostIPC")),
+            ("kernel.shm_rmid_forced", json!({"hostNetwork": true}), None),
+        ];
+        for (name, extra, refused) in cases {
+            let mut spec = json!({"containers": [{"name": "a", "image": "i"}],
+                "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            let made = sysctls(&pod(json!({"spec": spec})), &allowed).map_err(|refusal| refusal.to_string());
+            match refused {
+                None => assert_eq!(made, Ok(()), "{name} {extra}"),
+                Some(part) => {
+                    assert!(made.as_ref().is_err_and(|text| text.contains(part)), "{name}: {made:?}")
+                }
+            }
+        }
     }
 
     #[test]

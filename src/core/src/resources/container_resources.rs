@@ -15,6 +15,8 @@ use crate::resources::quantity::Amount;
 
 /// Pods at or above this priority are critical to the node (system-node-critical).
 const NODE_CRITICAL_PRIORITY: i32 = 2_000_001_000;
+/// Pods at or above this one are critical to the cluster (system-cluster-critical).
+pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 const OOM_GUARANTEED: i64 = -997;
 const OOM_BEST_EFFORT: i64 = 1000;
 
@@ -34,7 +36,7 @@ pub fn container_resources(pod: &Pod, container: &Container, node: &NodeContext)
         cpuset_cpus: String::new(),
         cpuset_mems: String::new(),
         hugepage_limits: hugepage_limits(container, &node.hugepage_sizes),
-        unified: unified(node),
+        unified: unified(pod, container, node),
     }
 }
 
@@ -53,16 +55,36 @@ pub fn sandbox_resources(pod: &Pod, node: &NodeContext) -> LinuxResources {
 }
 
 /// Without a managed tree the node may have no cgroup controllers at all: then no raw files.
-/// The whole container is killed with its first out-of-memory process, and nothing is swapped.
-fn unified(node: &NodeContext) -> BTreeMap<String, String> {
+/// The whole container is killed with its first out-of-memory process.
+fn unified(pod: &Pod, container: &Container, node: &NodeContext) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     if node.cgroups.per_qos {
-        files.insert("memory.swap.max".to_owned(), "0".to_owned());
+        files.insert("memory.swap.max".to_owned(), swap_limit(pod, container, node).to_string());
         if !node.cgroups.single_process_oom_kill {
             files.insert("memory.oom.group".to_owned(), "1".to_owned());
         }
     }
     files
+}
+
+/// Bytes a container may swap (behaviours 45, KEP-2400): with LimitedSwap, containers of Burstable pods
+/// that are not critical get the share of the node's swap that their request is of its memory. One whose
+/// request is its limit asked for memory that is there; all others swap nothing.
+fn swap_limit(pod: &Pod, container: &Container, node: &NodeContext) -> u64 {
+    let request = container_amount(container, Side::Requests, "memory").unsigned_value();
+    let limit = container_amount(container, Side::Limits, "memory").unsigned_value();
+    let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+    let may_swap = node.cgroups.limited_swap
+        && qos_class(pod) == QosClass::Burstable
+        && priority < CRITICAL_PRIORITY
+        && request > 0
+        && request != limit;
+    if !may_swap {
+        return 0;
+    }
+    let share =
+        u128::from(node.swap_bytes) * u128::from(request) / u128::from(node.capacity_memory_bytes.max(1));
+    u64::try_from(share).unwrap_or(node.swap_bytes).min(node.swap_bytes)
 }
 
 /// Every size the kernel has is limited: to zero where it was not asked for.
@@ -156,6 +178,30 @@ mod tests {
     fn no_raw_files_without_a_tree() {
         let mut node = node();
         node.cgroups.per_qos = false;
-        assert!(unified(&node).is_empty());
+        assert!(unified(&Pod::default(), &Container::default(), &node).is_empty());
+    }
+
+    #[test]
+    fn swap_is_shared_out_by_request() {
+        // 8 GiB of memory, 4 GiB of swap.
+        let both = |request: &str, limit: &str| json!({"requests": {"memory": request}, "limits": {"memory": limit}});
+        let cases = [
+            (true, 0, json!({"requests": {"memory": "2Gi"}}), 1 << 30),
+            (true, 0, both("1Gi", "2Gi"), 1 << 29),
+            (true, 0, both("80Gi", "90Gi"), 4 << 30),
+            (true, 0, json!({}), 0),
+            (true, 0, json!({"requests": {"cpu": "1"}}), 0),
+            (true, 0, both("1Gi", "1Gi"), 0),
+            (true, CRITICAL_PRIORITY, both("1Gi", "2Gi"), 0),
+            (false, 0, both("1Gi", "2Gi"), 0),
+        ];
+        for (limited, priority, resources, expected) in cases {
+            let given = pod(json!({"spec": {"priority": priority,
+                "containers": [{"name": "a", "image": "i", "resources": resources}]}}));
+            let mut node = node();
+            node.cgroups.limited_swap = limited;
+            let files = unified(&given, &given.spec.as_ref().unwrap().containers[0], &node);
+            assert_eq!(files["memory.swap.max"], expected.to_string(), "{limited} {priority} {resources}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! it publishes and the hash that tells whether they changed. Mounting and writing is the agent's.
 
 pub mod files;
+pub mod limits;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

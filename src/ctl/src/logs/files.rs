@@ -49,7 +49,15 @@ pub fn rotated(path: &Path) -> Vec<PathBuf> {
         .collect();
     // The suffix is a time, so the order of names is the order of writing.
     files.sort();
+    // For a moment a file is there twice: compressed, and plain until it is removed.
+    let compressed: Vec<PathBuf> = files.iter().filter_map(|path| plain_name(path)).collect();
+    files.retain(|path| !compressed.contains(path));
     files
+}
+
+/// What a compressed file was called before.
+fn plain_name(path: &Path) -> Option<PathBuf> {
+    path.extension().filter(|extension| *extension == "gz").map(|_| path.with_extension(""))
 }
 
 /// One container's log, read to its present end and then followed.
@@ -248,6 +256,8 @@ mod tests {
         );
         (0..10).for_each(|n| gz.write_all(line(n).as_bytes()).unwrap());
         gz.finish().unwrap();
+        // Compressed a moment ago, and not removed yet.
+        append(&folder.path().join("0.log.20260101-000010"), 0..10);
         append(&folder.path().join("0.log.20260101-000020"), 10..20);
         append(&folder.path().join("0.log.20260101-000020.gz.tmp"), 90..99);
         append(&path, 20..25);

@@ -695,3 +695,37 @@ fn a_pod_without_a_spec_is_released_from_every_place_it_may_have_been_in() {
     ];
     assert_eq!(all, expected);
 }
+
+#[test]
+fn a_stop_that_is_begun_anew_with_less_time_runs_no_hook_again() {
+    let hook = json!({"preStop": {"exec": {"command": ["bye"]}}});
+    let spec = json!({"terminationGracePeriodSeconds": 60,
+        "containers": [{"name": "web", "image": "w:1", "lifecycle": hook}]});
+    let mut fixture = up(spec, vec![running("c1", "web", 0, at(0))]);
+    let deletion = |grace| crate::pod::desired::Deletion {
+        requested_at: at(100),
+        grace_seconds: grace,
+        cause: EndCause::Deleted,
+    };
+    fixture.now = at(100);
+    fixture.desired.deletion = Some(deletion(60));
+    let stop = |fixture: &Fixture| {
+        let plan = plan(&fixture.snapshot());
+        let step = plan.steps.iter().find(|step| step.key().kind == StepKind::StopContainer).cloned();
+        (plan, step)
+    };
+    let (first, Some(begun)) = stop(&fixture) else { panic!("nothing is stopped") };
+    let Step::StopContainer(ref stopping) = begun else { panic!() };
+    assert!(stopping.pre_stop.is_some());
+    fixture.lifecycle = first.lifecycle;
+    fixture.local.begin(&begun, at(100));
+    // Ten seconds later somebody wants it to end sooner.
+    fixture.now = at(110);
+    fixture.desired.deletion = Some(deletion(20));
+    let (sooner, _) = stop(&fixture);
+    assert_eq!(sooner.cancel, [begun.key()]);
+    fixture.lifecycle = sooner.lifecycle;
+    fixture.local.record(&begun, &StepOutcome::Cancelled, at(110));
+    let (_, Some(Step::StopContainer(again))) = stop(&fixture) else { panic!("not stopped again") };
+    assert_eq!((again.pre_stop, again.grace.as_secs()), (None, 10));
+}
