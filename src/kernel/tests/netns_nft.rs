@@ -14,7 +14,7 @@ use longshore_core::ruleset::nft::{
     NftBatch, NftOp, NftTable, NumgenMode, Packed, Policy, Reg, RejectWith, Rule, Set, SetFlags, SetSpec,
     TableKey, Value, Verdict, ct_state, ct_status, diff,
 };
-use longshore_kernel::nft::{FakeNft, Nft, NftError, RealNft};
+use longshore_kernel::nft::{FakeNft, Nft, NftError, RealNft, Touched};
 
 const KEY4: [FieldType; 3] = [FieldType::Ipv4Addr, FieldType::InetProto, FieldType::InetService];
 
@@ -410,18 +410,69 @@ fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
     });
 }
 
+fn batch(table: &TableKey, ops: Vec<NftOp>) -> NftBatch {
+    NftBatch { table: table.clone(), ops }
+}
+
 #[test]
-fn a_table_deleted_by_another_program_is_told() {
-    use longshore_kernel::nft::monitor::TableDeletions;
+fn what_others_do_to_our_table_is_told_and_nothing_else() {
+    common::in_new_netns(|| async {
+        let (nft, other) = (RealNft::open().unwrap(), RealNft::open().unwrap());
+        let foreign = TableKey::new(Family::Inet, "filter");
+        let told = async || {
+            let wait = nft.touched_by_others("longshore");
+            tokio::time::timeout(std::time::Duration::from_millis(200), wait).await.ok()
+        };
+        assert_eq!(told().await, None, "the first call begins to listen");
+        // Ours, however large, and what is none of ours.
+        nft.apply(&batch(&key(), diff(None, Some(&services(2000, 3)))), None).await.unwrap();
+        other.apply(&batch(&foreign, diff(None, Some(&everything()))), None).await.unwrap();
+        assert_eq!(told().await, None);
+        let own = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+        let keys = vec![ElementKey::of(&service(0, 1))];
+        let one = NftOp::DelElements { set: "services".to_owned(), keys };
+        for op in [one, NftOp::DelTable] {
+            other.apply(&batch(&key(), vec![op.clone()]), None).await.unwrap();
+            let by = told().await.unwrap().unwrap().by.unwrap();
+            assert!(!by.is_empty(), "{op}: {own}");
+        }
+        assert_eq!(told().await, None, "each is told once");
+        nft.apply(&batch(&key(), vec![NftOp::AddTable]), None).await.unwrap();
+        // What was lost may have been about our table.
+        other.apply(&batch(&foreign, vec![NftOp::DelTable]), None).await.unwrap();
+        for _ in 0..40 {
+            other.apply(&batch(&foreign, diff(None, Some(&services(500, 3)))), None).await.unwrap();
+            other.apply(&batch(&foreign, vec![NftOp::DelTable]), None).await.unwrap();
+        }
+        assert_eq!(told().await, Some(Ok(Touched { by: None })));
+    });
+}
+
+#[test]
+fn a_table_is_read_while_others_never_rest() {
     common::in_new_netns(|| async {
         let nft = RealNft::open().unwrap();
-        let table = TableKey::new(Family::Ip, "longshore");
-        let mut deletions = TableDeletions::open().unwrap();
-        for ops in [vec![NftOp::AddTable], vec![NftOp::DelTable]] {
-            nft.apply(&NftBatch { table: table.clone(), ops }, None).await.unwrap();
-        }
-        let told =
-            tokio::time::timeout(std::time::Duration::from_secs(5), deletions.deleted("longshore")).await;
-        assert_eq!(told, Ok(true));
+        let wanted = services(3000, 4);
+        nft.apply(&batch(&key(), diff(None, Some(&wanted))), None).await.unwrap();
+        let other = RealNft::open().unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let foreign = TableKey::new(Family::Ip, "busy");
+        let busy = async {
+            let mut commits = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                other.apply(&batch(&foreign, vec![NftOp::AddTable]), None).await.unwrap();
+                other.apply(&batch(&foreign, vec![NftOp::DelTable]), None).await.unwrap();
+                commits += 2;
+            }
+            commits
+        };
+        let read = async {
+            for _ in 0..3 {
+                assert_eq!(nft.dump(&key()).await.unwrap().table.as_ref(), Some(&wanted));
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        };
+        let (commits, ()) = tokio::join!(busy, read);
+        assert!(commits > 10, "{commits}");
     });
 }

@@ -182,7 +182,7 @@ pub(super) fn in_full(error: &dyn std::error::Error) -> String {
 #[derive(Debug, Default)]
 pub(super) struct Dump {
     pub(super) objects: Objects,
-    /// Our tables, IPv4 and IPv6; `None` where there is none.
+    /// Our tables without those objects, IPv4 and IPv6; `None` where there is none.
     pub(super) tables: [Option<NftTable>; 2],
 }
 
@@ -204,9 +204,9 @@ impl Kernel {
             dump.objects = self.dump_ipvs(link, exclude).await?;
         }
         for family in [false, true].into_iter().filter(|family| ipv6 || !family) {
-            let read = self.nft.dump(&table_key(family)).await?;
-            if let Some(table) = &read.table {
-                dump.objects.extend(object::of_table(table, family));
+            let mut read = self.nft.dump(&table_key(family)).await?;
+            if let Some(table) = &mut read.table {
+                dump.objects.extend(object::take_objects(table, family));
             }
             dump.tables[usize::from(family)] = read.table;
         }
@@ -252,18 +252,17 @@ impl Kernel {
         wanted: &NftTable,
         keep: bool,
     ) -> Result<bool, KernelError> {
-        let found = found.map(object::skeleton);
         let mut wanted = wanted.clone();
         // Chains that spread come and go with Services.
-        for (name, chain) in found.iter().flat_map(|table| &table.chains) {
+        for (name, chain) in found.into_iter().flat_map(|table| &table.chains) {
             if Spread::from_chain(name, ipv6).is_some() || (keep && !wanted.chains.contains_key(name)) {
                 wanted.chains.insert(name.clone(), chain.clone());
             }
         }
-        for (name, set) in found.iter().flat_map(|table| &table.sets).filter(|_| keep) {
+        for (name, set) in found.into_iter().flat_map(|table| &table.sets).filter(|_| keep) {
             wanted.sets.entry(name.clone()).or_insert_with(|| set.clone());
         }
-        let ops = nft::diff(found.as_ref(), Some(&wanted));
+        let ops = nft::diff(found, Some(&wanted));
         if ops.is_empty() {
             return Ok(false);
         }
@@ -307,6 +306,11 @@ impl Kernel {
         }
     }
 
+    /// Whether our table is there; where that cannot be read, it is taken to be.
+    async fn has_table(&self, ipv6: bool) -> bool {
+        self.nft.tables().await.map_or(true, |tables| tables.contains(&table_key(ipv6)))
+    }
+
     /// A batch is taken whole or not at all; a refused one is halved until the culprit stands alone, so
     /// that one bad object keeps no other out.
     async fn change_table(&self, ipv6: bool, ops: &[Op]) -> Vec<Result<(), KernelError>> {
@@ -316,6 +320,13 @@ impl Kernel {
             let batch = NftBatch { table: table_key(ipv6), ops: table_ops(&ops[start..end]) };
             match self.nft.apply(&batch, None).await {
                 Ok(()) => {}
+                // Without its table every operation would be refused, one after the other.
+                Err(error) if error.is_drift() && !self.has_table(ipv6).await => {
+                    parts.push((start, end));
+                    for (start, end) in parts.drain(..) {
+                        outcomes[start..end].fill_with(|| Err(error.clone().into()));
+                    }
+                }
                 Err(error) if end - start == 1 => outcomes[start] = Err(error.into()),
                 Err(_) => {
                     let middle = start + (end - start) / 2;

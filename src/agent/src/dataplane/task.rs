@@ -59,6 +59,7 @@ impl Task {
                 _ = audits.tick() => {
                     self.engine.audit(self.clock.now()).await;
                 }
+                by = self.engine.touched_by_others() => self.engine.mend(by, self.clock.now()).await,
                 _ = drains.tick(), if self.engine.is_draining() || self.engine.wants_to_retire() => {
                     self.engine.drain(self.clock.now()).await;
                     self.engine.retire().await;

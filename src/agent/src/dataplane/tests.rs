@@ -24,7 +24,7 @@ use longshore_core::ruleset::object::{self, DEVICE};
 use longshore_core::ruleset::trace::{Fate, Origin};
 use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
 use longshore_kernel::netlink::{NetlinkError, Refusal};
-use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError};
+use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError, Touched};
 use longshore_kernel::route::{AddressOp, FakeRoutes, IpFamily, Link, LinkAddress, RouteError, Routes};
 use longshore_kernel::sysctl::{FakeSysctls, Sysctls};
 use nix::errno::Errno;
@@ -341,6 +341,9 @@ impl Nft for Dying {
     async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
         self.node.nft.tables().await
     }
+    async fn touched_by_others(&self, name: &str) -> Result<Touched, NftError> {
+        self.node.nft.touched_by_others(name).await
+    }
     async fn generation(&self) -> Result<u32, NftError> {
         self.node.nft.generation().await
     }
@@ -554,8 +557,8 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
         take(&mut restarted, Change::ServiceGone(ObjectKey::new("ns", name)));
     }
     restarted.sync(at(3)).await;
-    let table = node.nft.table(&table_key(false)).unwrap();
-    assert_eq!(object::of_table(&table, false).len(), 0, "{:?}", table.sets);
+    let mut table = node.nft.table(&table_key(false)).unwrap();
+    assert_eq!(object::take_objects(&mut table, false).len(), 0);
     assert!(!table.chains.contains_key("n3"));
     assert!(node.ipvs.applied().is_empty() && node.routes.addresses_of(DEVICE).is_empty());
 }
@@ -583,6 +586,73 @@ async fn nftables_mode_survives_a_tenth_of_its_batches_failing() {
     last[0] = endpoints("web", &["10.244.1.5"]);
     settled(other.engine_without_ipvs(), last).await;
     assert_eq!(node.nft.table(&table_key(false)), other.nft.table(&table_key(false)));
+}
+
+/// A table that is none of ours, as a CNI plug-in has one.
+fn foreign(node: &Node) -> Option<NftTable> {
+    node.nft.table(&TableKey::new(longshore_core::ruleset::nft::Family::Ip, "cni"))
+}
+
+fn add_foreign(node: &Node) {
+    let mut table = NftTable::default();
+    table.chains.insert("hostports".to_owned(), Default::default());
+    let key = TableKey::new(longshore_core::ruleset::nft::Family::Ip, "cni");
+    node.nft.tamper(|ruleset| drop(ruleset.tables.insert(key, table)));
+}
+
+#[tokio::test]
+async fn whatever_nf_tables_refuses_is_named_tried_again_and_disturbs_nothing() {
+    let other = Node::new();
+    settled(other.engine_without_ipvs(), population()).await;
+    for errno in [
+        Errno::ENOBUFS,
+        Errno::EBUSY,
+        Errno::ENOENT,
+        Errno::EEXIST,
+        Errno::ENOSPC,
+        Errno::EINTR,
+        Errno::ENOMEM,
+    ] {
+        let node = Node::new();
+        add_foreign(&node);
+        // With the blank: elements, not the set itself.
+        node.nft.faults.script("set services: add ", errno, 10_000);
+        let mut engine = settled(node.engine_without_ipvs(), population()).await;
+        let failures = engine.view().failures;
+        assert!(!failures.is_empty(), "{errno}");
+        assert!(failures.iter().all(|failure| failure.claim.contains(':')), "{errno}: {failures:?}");
+        assert!(engine.is_synced(), "pods do not wait for what the kernel refuses");
+        node.nft.faults.clear();
+        engine.sync(at(120)).await;
+        assert_eq!(engine.view().failures, [], "{errno}");
+        assert_eq!(node.nft.table(&table_key(false)), other.nft.table(&table_key(false)), "{errno}");
+        assert!(foreign(&node).is_some());
+        assert_eq!(engine.audit(at(121)).await, 0, "{errno}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_deleted_by_hand_is_back_with_the_next_change_at_the_cost_of_a_sync() {
+    let node = Node::new();
+    let mut engine = settled(node.engine_without_ipvs(), population()).await;
+    let whole = node.nft.table(&table_key(false));
+    add_foreign(&node);
+    node.nft.tamper(|ruleset| drop(ruleset.tables.remove(&table_key(false))));
+    let batches = node.nft.batches().len();
+    take(&mut engine, endpoints("web", &["10.244.1.1"]));
+    take(&mut engine, endpoints("web", &["10.244.1.1", "10.244.1.2"]));
+    take(&mut engine, service("more", 4));
+    engine.sync(at(1)).await;
+    take(&mut engine, Change::ServiceGone(ObjectKey::new("ns", "more")));
+    engine.sync(at(2)).await;
+    assert_eq!(node.nft.table(&table_key(false)), whole);
+    // The chains, everything anew, and the Service gone again.
+    assert_eq!(node.nft.batches().len() - batches, 3);
+    assert!(foreign(&node).is_some() && engine.view().failures.is_empty());
+    // The same without a change, found by an audit.
+    node.nft.tamper(|ruleset| drop(ruleset.tables.remove(&table_key(false))));
+    assert!(engine.audit(at(3)).await > 10);
+    assert_eq!(node.nft.table(&table_key(false)), whole);
 }
 
 #[tokio::test]
@@ -620,6 +690,25 @@ async fn a_new_host_address_serves_node_ports() {
     engine.sync(at(1)).await;
     let key = VirtualServerKey::new(addr, 30001, Protocol::Tcp);
     assert_eq!(node.ipvs.state().services[&key].reals.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_do_to_the_table_is_repaired_before_any_audit_is_due() {
+    let node = Node::new();
+    let kernel = Kernel { ipvs: Err(no_ipvs()), ..node.kernel() };
+    let stop = CancellationToken::new();
+    let open = OpenKernel::new(move || Ok(kernel.clone()));
+    let (handle, task) = dataplane(config(), open, Clock::System, stop.clone());
+    let task = tokio::spawn(task);
+    population().into_iter().for_each(|change| handle.tell(change));
+    handle.synced().wait_for(|synced| *synced).await.unwrap();
+    let whole = node.nft.table(&table_key(false));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    node.nft.tamper(|ruleset| drop(ruleset.tables.remove(&table_key(false))));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(node.nft.table(&table_key(false)), whole);
+    stop.cancel();
+    task.await.unwrap();
 }
 
 struct Running {

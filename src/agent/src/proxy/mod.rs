@@ -8,7 +8,6 @@ mod http;
 pub mod lock;
 mod own_node;
 mod servers;
-mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -65,7 +64,6 @@ pub async fn start(
         RealAddressEvents::open().map(|events| Box::new(events) as Box<dyn AddressEvents>)
     });
     tokio::spawn(stop.clone().run_until_cancelled_owned(watching));
-    tokio::spawn(stop.clone().run_until_cancelled_owned(tables::watch(handle.clone())));
     if let Some(join) = &settings.join {
         let client = Clients::open(join)?.services;
         let name = node::context(settings, facts, None, Clock::System.now()).name;

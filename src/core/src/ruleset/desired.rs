@@ -47,6 +47,9 @@ pub enum Urgency {
 }
 
 impl Urgency {
+    const ALL: [Urgency; 3] = [Urgency::Api, Urgency::Dns, Urgency::Ordinary];
+    const COUNT: usize = Urgency::ALL.len();
+
     fn of(state: &ServicePortState) -> Urgency {
         let service = &state.spec.id.name.service;
         if &*service.namespace == "default" && &*service.name == "kubernetes" {
@@ -78,6 +81,9 @@ pub struct Desired {
     contested: BTreeSet<Claim>,
     /// iptables mode: the chains that no single Service makes.
     chains: SharedChains,
+    /// How many service ports are spread by each chain, by their urgency. Nearly all share a few, so
+    /// that a list of them would make every change as slow as there are Services.
+    spreads: BTreeMap<Claim, [usize; Urgency::COUNT]>,
 }
 
 impl Desired {
@@ -88,6 +94,7 @@ impl Desired {
             claims: BTreeMap::new(),
             contested: BTreeSet::new(),
             chains: SharedChains::default(),
+            spreads: BTreeMap::new(),
         };
         desired.chains.reset(back_end == BackEnd::Iptables);
         desired
@@ -121,7 +128,7 @@ impl Desired {
         let shared = (self.back_end == BackEnd::Iptables).then(|| self.shared_of(before, after));
         if let Some(before) = before {
             let claims = self.back_end.claims(before, &self.node);
-            claims.iter().for_each(|claim| self.release(claim, &before.spec.id));
+            claims.iter().for_each(|claim| self.release(claim, before));
             dirty.extend(claims);
         }
         if let Some(after) = after {
@@ -247,7 +254,9 @@ impl Desired {
         for state in self.claims.values().flatten() {
             states.entry(state.spec.id.clone()).or_insert_with(|| state.clone());
         }
-        let mut dirty: BTreeSet<Claim> = std::mem::take(&mut self.claims).into_keys().collect();
+        let mut dirty: BTreeSet<Claim> = self.claims().copied().collect();
+        self.claims.clear();
+        self.spreads.clear();
         self.contested.clear();
         dirty.extend(self.chains.claims());
         self.chains.reset(self.back_end == BackEnd::Iptables);
@@ -262,6 +271,10 @@ impl Desired {
     pub fn objects(&self, claim: &Claim) -> Objects {
         if let Claim::Chain(id) = claim {
             return self.chain(id);
+        }
+        if let Claim::Spread(spread) = claim {
+            let wanted = self.spreads.contains_key(claim);
+            return if wanted { render_nft::spread_objects(spread) } else { Objects::new() };
         }
         let winner = self.claims.get(claim).and_then(|holders| holders.first());
         winner.map_or_else(Objects::new, |state| match self.back_end {
@@ -289,12 +302,17 @@ impl Desired {
     }
 
     pub fn urgency(&self, claim: &Claim) -> Urgency {
+        if let Claim::Spread(_) = claim {
+            let counts = self.spreads.get(claim).copied().unwrap_or_default();
+            let some = Urgency::ALL.into_iter().find(|urgency| counts[*urgency as usize] > 0);
+            return some.unwrap_or(Urgency::Ordinary);
+        }
         let holders = self.claims.get(claim).into_iter().flatten();
         holders.map(|state| Urgency::of(state)).min().unwrap_or(Urgency::Ordinary)
     }
 
     pub fn claims(&self) -> impl Iterator<Item = &Claim> {
-        self.claims.keys().chain(self.chains.claims_by_ref())
+        self.claims.keys().chain(self.chains.claims_by_ref()).chain(self.spreads.keys())
     }
 
     /// Who holds a claim.
@@ -319,6 +337,10 @@ impl Desired {
     }
 
     fn hold(&mut self, claim: Claim, state: &Arc<ServicePortState>) {
+        if let Claim::Spread(_) = claim {
+            self.spreads.entry(claim).or_default()[Urgency::of(state) as usize] += 1;
+            return;
+        }
         let holders = self.claims.entry(claim).or_default();
         let place = holders.binary_search_by(|held| held.spec.id.cmp(&state.spec.id));
         match place {
@@ -330,7 +352,17 @@ impl Desired {
         }
     }
 
-    fn release(&mut self, claim: &Claim, id: &PortId) {
+    fn release(&mut self, claim: &Claim, state: &ServicePortState) {
+        if let Claim::Spread(_) = claim {
+            let Some(counts) = self.spreads.get_mut(claim) else { return };
+            let count = &mut counts[Urgency::of(state) as usize];
+            *count = count.saturating_sub(1);
+            if *counts == [0; Urgency::COUNT] {
+                self.spreads.remove(claim);
+            }
+            return;
+        }
+        let id = &state.spec.id;
         let Some(holders) = self.claims.get_mut(claim) else { return };
         holders.retain(|held| held.spec.id != *id);
         if holders.len() < 2 {

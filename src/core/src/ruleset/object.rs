@@ -2,7 +2,6 @@
 //! address or a hairpin. What is wanted, what the kernel acknowledged and what a dump shows are all in
 //! this form, whatever the back end. No rendering and no ordering here.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -449,30 +448,17 @@ pub fn of_ipvs(state: &IpvsState) -> Objects {
     objects.into_iter().collect()
 }
 
-/// A table without the elements that are objects: what is as fixed as the chains.
-pub fn skeleton(table: &nft::NftTable) -> nft::NftTable {
-    let fixed = |(name, set): (&String, &nft::Set)| {
-        let holds_objects = SetId::from_name(name).is_some_and(SetId::holds_objects);
-        let elements = if holds_objects { BTreeMap::new() } else { set.elements.clone() };
-        (name.clone(), nft::Set { spec: set.spec.clone(), elements })
-    };
-    nft::NftTable {
-        chains: table.chains.clone(),
-        sets: table.sets.iter().map(fixed).collect(),
-        counters: table.counters.clone(),
-    }
-}
-
-/// Take the elements of one of our tables, and the chains that spread, apart into objects; other chains
-/// and sets are left alone.
-pub fn of_table(table: &nft::NftTable, ipv6: bool) -> Objects {
+/// Take the elements of one of our tables that are objects out of it, and the chains that spread;
+/// what stays is as fixed as the other chains. A large table is not held twice for it.
+pub fn take_objects(table: &mut nft::NftTable, ipv6: bool) -> Objects {
     let mut objects = Vec::new();
-    for (name, set) in &table.sets {
+    for (name, set) in &mut table.sets {
         let Some(id) = SetId::from_name(name).filter(|id| id.holds_objects()) else { continue };
-        for (key, value) in &set.elements {
-            let object = ObjectKey::Element { set: id, ipv6, key: key.clone() };
-            objects.push((object, ObjectValue::Element(value.clone())));
-        }
+        let elements = std::mem::take(&mut set.elements).into_iter();
+        objects
+            .extend(elements.map(|(key, value)| {
+                (ObjectKey::Element { set: id, ipv6, key }, ObjectValue::Element(value))
+            }));
     }
     for (name, chain) in &table.chains {
         if let Some(spread) = Spread::from_chain(name, ipv6) {
@@ -480,4 +466,16 @@ pub fn of_table(table: &nft::NftTable, ipv6: bool) -> Objects {
         }
     }
     objects.into_iter().collect()
+}
+
+/// The same, leaving the table as it is.
+pub fn of_table(table: &nft::NftTable, ipv6: bool) -> Objects {
+    take_objects(&mut table.clone(), ipv6)
+}
+
+/// A table without the elements that are objects: what is as fixed as the chains.
+pub fn skeleton(table: &nft::NftTable) -> nft::NftTable {
+    let mut fixed = table.clone();
+    take_objects(&mut fixed, false);
+    fixed
 }

@@ -46,7 +46,6 @@ pub fn claims(state: &ServicePortState, node: &NodeNetwork) -> BTreeSet<Claim> {
 pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork) -> Objects {
     let mut objects = render_ipvs::shared_objects(claim, state, node);
     match claim {
-        Claim::Spread(spread) => add_spread(&mut objects, spread),
         Claim::Frontend { addr, port, protocol } => {
             let found =
                 render_ipvs::frontends(state, node).find(|(_, at, number)| at == addr && number == port);
@@ -83,10 +82,13 @@ fn spreading(state: &ServicePortState, kind: FrontendKind) -> Spreading {
     Spreading { inside: over(false, state.target(kind, true)), outside }
 }
 
-fn add_spread(objects: &mut Objects, spread: &Spread) {
+/// The objects of a chain that spreads.
+pub fn spread_objects(spread: &Spread) -> Objects {
+    let mut objects = Objects::new();
     objects.insert(ObjectKey::Spread(*spread), ObjectValue::Spread(chains::spread_rules(spread)));
     let element = Element::verdict(ElementKey::of(&spread.key()), Verdict::Goto(spread.chain()));
-    add(objects, SetId::Spreads, spread.ipv6, element);
+    add(&mut objects, SetId::Spreads, spread.ipv6, element);
+    objects
 }
 
 fn add_frontend(

@@ -68,6 +68,16 @@ impl NetlinkSocket {
         Ok(NetlinkSocket { socket, seq: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
+    /// The port the kernel knows the socket by.
+    pub fn port(&self) -> u32 {
+        let mut address = SocketAddr::new(0, 0);
+        // The kernel refuses this for no bound socket; port 0 is the kernel's own and nobody's here.
+        match self.socket.get_address(&mut address) {
+            Ok(()) => address.port_number(),
+            Err(_) => 0,
+        }
+    }
+
     /// A fresh sequence number.
     pub fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1).max(1);
@@ -173,16 +183,26 @@ impl NetlinkSocket {
         mut each: impl FnMut(&mut T, RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Result<T, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let seq = self.next_seq();
-            let mut builder = Builder::new();
-            encode(&mut builder, seq);
-            self.send(builder.as_bytes())?;
-            let mut result = fresh();
-            if self.drain_dump(seq, |message| each(&mut result, message))? {
+            if let (result, true) = self.dump_once(&mut encode, fresh(), &mut each)? {
                 return Ok(result);
             }
         }
         Err(NetlinkError::Interrupted(DUMP_ATTEMPTS))
+    }
+
+    /// Dump once into `result`; also whether the kernel says that nothing changed meanwhile.
+    pub fn dump_once<T>(
+        &mut self,
+        mut encode: impl FnMut(&mut Builder, u32),
+        mut result: T,
+        mut each: impl FnMut(&mut T, RawMessage<'_>) -> Result<(), NetlinkError>,
+    ) -> Result<(T, bool), NetlinkError> {
+        let seq = self.next_seq();
+        let mut builder = Builder::new();
+        encode(&mut builder, seq);
+        self.send(builder.as_bytes())?;
+        let consistent = self.drain_dump(seq, |message| each(&mut result, message))?;
+        Ok((result, consistent))
     }
 
     /// Whether the dump was consistent.

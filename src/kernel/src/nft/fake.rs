@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use longshore_core::ruleset::nft::{Expr, NftBatch, NftRefusal, NftRuleset, NftTable, TableKey};
 use nix::errno::Errno;
+use tokio::sync::Notify;
 
-use super::{CounterValue, Nft, NftDump, NftError};
+use super::{CounterValue, Nft, NftDump, NftError, Touched};
 use crate::fake::Faults;
 use crate::netlink::{NetlinkError, Refusal};
 
@@ -18,6 +19,8 @@ pub struct FakeNft {
     /// Scripted faults; the text of an operation is `nft table ip longshore: set services: add 2 elements`.
     pub faults: Faults,
     inner: Mutex<Inner>,
+    /// Signalled by `tamper`.
+    touched: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +51,7 @@ impl FakeNft {
         let mut inner = self.lock();
         change(&mut inner.ruleset);
         inner.generation += 1;
+        self.touched.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -121,6 +125,11 @@ impl Nft for FakeNft {
 
     async fn generation(&self) -> Result<u32, NftError> {
         Ok(self.read("generation")?.generation)
+    }
+
+    async fn touched_by_others(&self, _name: &str) -> Result<Touched, NftError> {
+        self.touched.notified().await;
+        Ok(Touched { by: Some("another program".to_owned()) })
     }
 }
 

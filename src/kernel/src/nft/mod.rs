@@ -7,8 +7,8 @@ mod encode;
 pub mod expr;
 #[cfg(any(test, feature = "fake"))]
 mod fake;
-pub mod monitor;
 mod real;
+mod watch;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ pub use expr::CounterValue;
 #[cfg(any(test, feature = "fake"))]
 pub use fake::FakeNft;
 pub use real::RealNft;
+pub use watch::Touched;
 
 use crate::netlink::{NetlinkError, Refusal};
 
@@ -149,4 +150,8 @@ pub trait Nft: Send + Sync {
 
     /// The ruleset's generation now; the cheapest proof that nf_tables works.
     async fn generation(&self) -> Result<u32, NftError>;
+
+    /// Wait until another program's commit touches a table of this name, of any family. The first call
+    /// begins to listen: what happened before is found by a dump. A call that was dropped loses nothing.
+    async fn touched_by_others(&self, name: &str) -> Result<Touched, NftError>;
 }

@@ -12,13 +12,16 @@ use nix::errno::Errno;
 
 use super::decode::{self, RawElement};
 use super::encode::{self, Transaction};
+use super::watch::{Touched, Watch};
 use super::wire::{self, attr, kind, msg};
 use super::{CounterValue, Nft, NftDump, NftError};
 use crate::netlink::socket::parse_ack;
 use crate::netlink::wire::{Builder, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, RawMessage};
 use crate::netlink::{NetlinkError, NetlinkSocket, Refusal, SharedSocket};
 
-/// A dump takes several requests; when the ruleset changes in between it starts again this often.
+/// A dump takes several requests; when the ruleset changes in between it is made so often at most. The
+/// last is taken as it is: where others never rest it is their tables that change, and who touches ours
+/// is told by [`Nft::touched_by_others`].
 const DUMP_ATTEMPTS: u32 = 5;
 
 /// nf_tables of the network namespace it was opened in.
@@ -26,6 +29,9 @@ const DUMP_ATTEMPTS: u32 = 5;
 pub struct RealNft {
     socket: SharedSocket,
     known: Arc<Mutex<KnownSets>>,
+    /// The socket's port: what is committed by it is our own.
+    port: u32,
+    watch: Arc<tokio::sync::Mutex<Option<Watch>>>,
 }
 
 /// Whether the ranges of a set are written as two elements, by table and set. Asked once per set, since
@@ -37,7 +43,8 @@ impl RealNft {
     pub fn open() -> Result<Self, NftError> {
         let mut socket = NetlinkSocket::open(wire::NETLINK_NETFILTER).map_err(NftError::Unavailable)?;
         generation(&mut socket).map_err(NftError::Unavailable)?;
-        Ok(RealNft { socket: SharedSocket::new(socket), known: Arc::default() })
+        let port = socket.port();
+        Ok(RealNft { socket: SharedSocket::new(socket), known: Arc::default(), port, watch: Arc::default() })
     }
 
     async fn read<T: Send + 'static>(
@@ -83,6 +90,16 @@ impl Nft for RealNft {
 
     async fn generation(&self) -> Result<u32, NftError> {
         self.read("generation".to_owned(), generation).await
+    }
+
+    async fn touched_by_others(&self, name: &str) -> Result<Touched, NftError> {
+        let failed = |source| NftError::Read { what: "commits of other programs".to_owned(), source };
+        let mut watch = self.watch.lock().await;
+        let watch = match &mut *watch {
+            Some(watch) => watch,
+            none => none.insert(Watch::open(self.port).map_err(failed)?),
+        };
+        watch.next(name).await.map_err(failed)
     }
 }
 
@@ -216,14 +233,15 @@ fn list_tables(socket: &mut NetlinkSocket) -> Result<Vec<TableKey>, NetlinkError
 }
 
 fn dump_consistently(socket: &mut NetlinkSocket, table: &TableKey) -> Result<NftDump, NetlinkError> {
-    for _ in 0..DUMP_ATTEMPTS {
+    let mut attempt = 1;
+    loop {
         let before = generation(socket)?;
         let dump = dump(socket, table, before);
-        if generation(socket)? == before {
+        if generation(socket)? == before || attempt == DUMP_ATTEMPTS {
             return dump;
         }
+        attempt += 1;
     }
-    Err(NetlinkError::Interrupted(DUMP_ATTEMPTS))
 }
 
 fn dump(socket: &mut NetlinkSocket, key: &TableKey, generation: u32) -> Result<NftDump, NetlinkError> {
@@ -311,18 +329,25 @@ fn list<T>(
     filter: impl Fn(&mut Builder),
     parse: impl Fn(&[u8]) -> Result<T, crate::netlink::wire::Malformed>,
 ) -> Result<Vec<T>, NetlinkError> {
-    socket.dump(
-        |builder, seq| {
-            builder.begin(kind(command), NLM_F_DUMP, seq, &wire::header(family));
-            filter(builder);
-            builder.end();
-        },
-        Vec::new,
-        |objects, message| {
-            objects.push(parse(message.payload)?);
-            Ok(())
-        },
-    )
+    let mut attempt = 1;
+    loop {
+        let (objects, consistent) = socket.dump_once(
+            |builder, seq| {
+                builder.begin(kind(command), NLM_F_DUMP, seq, &wire::header(family));
+                filter(builder);
+                builder.end();
+            },
+            Vec::new(),
+            |objects, message| {
+                objects.push(parse(message.payload)?);
+                Ok(())
+            },
+        )?;
+        if consistent || attempt == DUMP_ATTEMPTS {
+            return Ok(objects);
+        }
+        attempt += 1;
+    }
 }
 
 /// Figures that only move by traffic, for tests of the fake against the real thing.

@@ -47,6 +47,7 @@ pub(super) mod msg {
     pub(in super::super) const NEWSETELEM: u16 = 12;
     pub(in super::super) const GETSETELEM: u16 = 13;
     pub(in super::super) const DELSETELEM: u16 = 14;
+    pub(in super::super) const NEWGEN: u16 = 15;
     pub(in super::super) const GETGEN: u16 = 16;
     pub(in super::super) const NEWOBJ: u16 = 18;
     pub(in super::super) const GETOBJ: u16 = 19;
@@ -100,6 +101,7 @@ pub(super) mod attr {
     pub(in super::super) const OBJ_TYPE: u16 = 3;
     pub(in super::super) const OBJ_DATA: u16 = 4;
     pub(in super::super) const GEN_ID: u16 = 1;
+    pub(in super::super) const GEN_PROC_NAME: u16 = 3;
     pub(in super::super) const COUNTER_BYTES: u16 = 1;
     pub(in super::super) const COUNTER_PACKETS: u16 = 2;
 }

@@ -4,6 +4,7 @@
 
 mod checked;
 mod compare;
+mod others;
 mod retire;
 mod start;
 mod views;
@@ -443,6 +444,8 @@ impl Engine {
         self.counters.drift += rewritten;
         if rewritten > 0 {
             dump = self.read(&served).await?;
+            // What waited for a table that was not there waits no longer.
+            self.soil_everything();
         }
         let seen = Applied::adopt(dump.objects);
         let claims: BTreeSet<Claim> =

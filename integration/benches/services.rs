@@ -1,0 +1,438 @@
+//! Figures of the Service dataplane in nftables mode, in network namespaces of its own: a full sync, one
+//! endpoint changed, growth, restart, audit, memory of the daemon, and connections through a Service.
+//! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
+//! `target/bench/services.jsonl`. Figures are reported, never asserted.
+
+#![allow(clippy::unwrap_used)] // A bench that cannot go on ends with the reason.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use longshore_agent::dataplane::{
+    Change, DataplaneConfig, DataplaneHandle, Kernel, ModeRequest, OpenKernel, dataplane,
+};
+use longshore_agent::pods::Clock;
+use longshore_kernel::netns::{self, NetNs};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+/// How often one change is measured.
+const CHANGES: usize = 400;
+const CONNECTIONS: usize = 4000;
+
+/// One figure: what, at which size, its values and what they should be.
+struct Figure<'a> {
+    name: &'a str,
+    services: usize,
+    endpoints: usize,
+    unit: &'a str,
+    values: Vec<f64>,
+    goal: Value,
+    peer: Value,
+}
+
+struct Report(File);
+
+impl Report {
+    fn new() -> Report {
+        let folder = workspace().join("target/bench");
+        fs::create_dir_all(&folder).unwrap();
+        let file = File::options().create(true).append(true).open(folder.join("services.jsonl")).unwrap();
+        Report(file)
+    }
+
+    fn tell(&mut self, figure: Figure<'_>) {
+        let Figure { name, services, endpoints, unit, mut values, goal, peer } = figure;
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+        let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
+        let line = json!({"figure": name, "services": services, "endpoints": endpoints, "unit": unit,
+            "n": values.len(), "p50": p50, "p99": p99, "max": max, "goal": goal, "peer": peer});
+        writeln!(self.0, "{line}").unwrap();
+        println!(
+            "{name:<44} {services:>6} x {endpoints:<7} p50 {p50:>9.3}  p99 {p99:>9.3}  max {max:>9.3} {unit} (n={})  goal {goal}",
+            values.len()
+        );
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn address(of: u32, number: usize) -> Ipv4Addr {
+    Ipv4Addr::from(of + u32::try_from(number).unwrap())
+}
+
+fn cluster_ip(service: usize) -> Ipv4Addr {
+    address(0x0a60_0001, service)
+}
+
+fn service_json(service: usize) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{service}"), "namespace": "bench"},
+        "spec": {"clusterIP": cluster_ip(service).to_string(), "ports": [{"name": "p", "port": 80}]}})
+}
+
+/// The endpoints of a Service; `first` gives those of one Service other addresses than those before.
+fn slice_json(service: usize, first: usize, count: usize) -> Value {
+    let endpoint = |number: usize| {
+        let ip = address(0x0b00_0001, service * 16 + first + number).to_string();
+        json!({"addresses": [ip], "nodeName": format!("node-{}", number % 100), "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "namespace": "bench", "name": format!("s{service}-7d4b9c6f5-{number}")}})
+    };
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": format!("s{service}-x"), "namespace": "bench", "labels": {"kubernetes.io/service-name": format!("s{service}")}},
+        "addressType": "IPv4", "ports": [{"name": "p", "port": 8080}],
+        "endpoints": (0..count).map(endpoint).collect::<Vec<_>>()})
+}
+
+fn slice(service: usize, first: usize, count: usize) -> Change {
+    Change::Slice(Box::new(serde_json::from_value(slice_json(service, first, count)).unwrap()))
+}
+
+fn population(services: usize, endpoints: usize) -> Vec<Change> {
+    let of = |number| {
+        let service = serde_json::from_value(service_json(number)).unwrap();
+        [Change::Service(Box::new(service)), slice(number, 0, endpoints)]
+    };
+    (0..services).flat_map(of).chain([Change::SourcesSynced]).collect()
+}
+
+/// A dataplane that runs, and the way to stop it.
+struct Running {
+    handle: DataplaneHandle,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start() -> Running {
+        let node = vec![IpAddr::from([192, 0, 2, 1])];
+        let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", node);
+        let stop = CancellationToken::new();
+        let open = OpenKernel::new(|| Kernel::open(None));
+        let (handle, task) = dataplane(config, open, Clock::System, stop.clone());
+        Running { handle, stop, task: tokio::spawn(task) }
+    }
+
+    /// Tell everything and wait until it is in the kernel; in milliseconds.
+    async fn fill(&self, changes: Vec<Change>) -> f64 {
+        let mut synced = self.handle.synced();
+        let began = Instant::now();
+        changes.into_iter().for_each(|change| self.handle.tell(change));
+        synced.wait_for(|synced| *synced).await.unwrap();
+        milliseconds(began)
+    }
+
+    /// Tell one change and wait until the kernel has taken what follows from it; in milliseconds.
+    async fn change(&self, change: Change) -> f64 {
+        let mut view = self.handle.watch_view();
+        let writes = view.borrow_and_update().counters.writes;
+        let began = Instant::now();
+        self.handle.tell(change);
+        view.wait_for(|view| view.counters.writes > writes).await.unwrap();
+        milliseconds(began)
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Run in a network namespace of its own; the runtime's threads are born into it.
+fn in_netns(body: impl AsyncFnOnce() + Send) {
+    netns::run_in_new(|| {
+        Runtime::new().unwrap().block_on(body());
+    })
+    .unwrap();
+}
+
+/// Sync from empty, changes, a restart and an audit at one size.
+fn at_size(report: &mut Report, services: usize, endpoints: usize) {
+    let large = services == 10_000 && endpoints == 10;
+    let goal = |goal: Value| if large { goal } else { Value::Null };
+    let mut tell = |name: &str, unit, values, goal, peer| {
+        report.tell(Figure { name, services, endpoints: services * endpoints, unit, values, goal, peer });
+    };
+    in_netns(async || {
+        let running = Running::start();
+        let sync = running.fill(population(services, endpoints)).await;
+        let peer = json!({"name": "kube-proxy 1.36.3 nftables", "value": 22_700.0});
+        tell(
+            "full sync from empty",
+            "ms",
+            vec![sync],
+            goal(json!(1500)),
+            if large { peer } else { Value::Null },
+        );
+        let (mut counts, mut exchanges) = (Vec::new(), Vec::new());
+        for number in 0..CHANGES {
+            let service = number * 7919 % services;
+            // One more and one less, then one for another: the first of the list goes.
+            counts.push(running.change(slice(service, 0, endpoints + 1)).await);
+            exchanges.push(running.change(slice(service, 1, endpoints + 1)).await);
+            counts.push(running.change(slice(service, 1, endpoints)).await);
+        }
+        let wish = json!({"p50": 1.5, "p99": 10});
+        let peer = json!({"name": "kube-proxy 1.36.3 nftables, partial sync", "value": 5400.0});
+        let peer = if large { peer } else { Value::Null };
+        tell("endpoint added or removed: event to kernel", "ms", counts, goal(wish.clone()), peer.clone());
+        tell("endpoint replaced: event to kernel", "ms", exchanges, goal(wish), peer);
+        let one = service_json(services);
+        let mut added = Vec::new();
+        for _ in 0..CHANGES / 4 {
+            let service = serde_json::from_value(one.clone()).unwrap();
+            added.push(running.change(Change::Service(Box::new(service))).await);
+            let key = longshore_core::ids::ObjectKey::new("bench", format!("s{services}").as_str());
+            added.push(running.change(Change::ServiceGone(key)).await);
+        }
+        tell("Service added or removed: event to kernel", "ms", added, Value::Null, Value::Null);
+        running.stop().await;
+        let again = Running::start();
+        let mut all = population(services, endpoints);
+        let mended: Vec<Change> = (0..CHANGES.min(services))
+            .map(|number| number * 7919 % services)
+            .map(|service| slice(service, 1, endpoints))
+            .collect();
+        all.splice(all.len() - 1..all.len() - 1, mended);
+        let restart = again.fill(all).await;
+        let writes = again.handle.view().counters.writes;
+        tell("restart over an unchanged table", "ms", vec![restart], Value::Null, Value::Null);
+        tell("writes of that restart", "writes", vec![writes as f64], json!(0), Value::Null);
+        let began = Instant::now();
+        let drift = again.handle.audit().await.unwrap();
+        assert_eq!(drift, 0, "nobody else touched the table");
+        tell("audit of an unchanged table", "ms", vec![milliseconds(began)], Value::Null, Value::Null);
+        let writes = again.handle.view().counters.writes - writes;
+        tell("writes of that audit", "writes", vec![writes as f64], json!(0), Value::Null);
+        again.stop().await;
+    });
+}
+
+/// One Service with many endpoints.
+fn large_service(report: &mut Report) {
+    for endpoints in [10, 100, 1000] {
+        in_netns(async || {
+            let running = Running::start();
+            running.fill(population(1, endpoints)).await;
+            let mut values = Vec::new();
+            for _ in 0..CHANGES / 2 {
+                values.push(running.change(slice(0, 0, endpoints - 1)).await);
+                values.push(running.change(slice(0, 0, endpoints)).await);
+            }
+            running.stop().await;
+            report.tell(Figure {
+                name: "endpoint of one Service: event to kernel",
+                services: 1,
+                endpoints,
+                unit: "ms",
+                values,
+                goal: Value::Null,
+                peer: Value::Null,
+            });
+        });
+    }
+}
+
+/// The whole daemon, alone as a kube-proxy, over a folder of files.
+fn memory(report: &mut Report) {
+    for (services, endpoints) in [(10usize, 10usize), (10_000, 10)] {
+        let folder = tempfile::tempdir().unwrap();
+        let manifests = folder.path().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        for part in 0..services.div_ceil(200) {
+            let objects = (part * 200..services.min((part + 1) * 200))
+                .flat_map(|number| [service_json(number), slice_json(number, 0, endpoints)]);
+            let text: String = objects.map(|object| format!("---\n{object}\n")).collect();
+            fs::write(manifests.join(format!("{part:03}.yaml")), text).unwrap();
+        }
+        netns::run_in_new(|| {
+            command("ip link set lo up");
+            let mut daemon = Command::new(workspace().join("target/release/longshore"))
+                .args(["agent", "--roles", "proxy", "--standalone", "--proxy-mode", "nftables", "--root-dir"])
+                .arg(folder.path().join("root"))
+                .arg("--admin-socket")
+                .arg(folder.path().join("admin.sock"))
+                .arg("--manifests")
+                .arg(&manifests)
+                .env("NOTIFY_SOCKET", "")
+                .stdout(File::create(folder.path().join("log")).unwrap())
+                .stderr(File::create(folder.path().join("errors")).unwrap())
+                .spawn()
+                .unwrap();
+            let expected = services * (endpoints + 2);
+            let there = wait_for_elements(expected);
+            assert!(there, "{}", fs::read_to_string(folder.path().join("errors")).unwrap());
+            std::thread::sleep(Duration::from_secs(5));
+            for (name, field, goal) in [
+                ("resident memory of the daemon, proxy role", "VmRSS", json!(80)),
+                ("the same, its highest", "VmHWM", Value::Null),
+            ] {
+                let large = services == 10_000;
+                let peer = json!({"name": "kube-proxy 1.36.3 nftables", "value": if field == "VmRSS" { 403 } else { 510 }});
+                report.tell(Figure {
+                    name,
+                    services,
+                    endpoints: services * endpoints,
+                    unit: "MiB",
+                    values: vec![resident(daemon.id(), field)],
+                    goal: if large { goal } else { Value::Null },
+                    peer: if large { peer } else { Value::Null },
+                });
+            }
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+        })
+        .unwrap();
+    }
+}
+
+/// Until the last endpoint is in the table, at most a minute.
+fn wait_for_elements(expected: usize) -> bool {
+    use longshore_core::ruleset::nft::{Family, TableKey};
+    use longshore_kernel::nft::{Nft, RealNft};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let nft = RealNft::open().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline {
+        let dump = runtime.block_on(nft.dump(&TableKey::new(Family::Ip, "longshore")));
+        let sets = dump.ok().and_then(|dump| dump.table).map(|table| table.sets).unwrap_or_default();
+        if sets.values().map(|set| set.elements.len()).sum::<usize>() >= expected {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    false
+}
+
+fn resident(pid: u32, field: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+fn command(line: &str) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A namespace behind a veth pair, at `<prefix>.1`, this one at `<prefix>.254`.
+struct Host {
+    child: Child,
+    net: NetNs,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Host {
+    fn new(name: &str, prefix: &str) -> Host {
+        let child = Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
+        let pid = child.id();
+        let own = NetNs::current().unwrap().id();
+        let net = loop {
+            match NetNs::of_process(pid) {
+                Ok(net) if net.id() != own => break net,
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        command(&format!("ip link add {name} type veth peer name eth0 netns {pid}"));
+        command(&format!("ip addr add {prefix}.254/24 dev {name}"));
+        command(&format!("ip link set {name} up"));
+        net.run(|| {
+            command("ip link set lo up");
+            command(&format!("ip addr add {prefix}.1/24 dev eth0"));
+            command("ip link set eth0 up");
+            command(&format!("ip route add default via {prefix}.254"));
+        })
+        .unwrap();
+        Host { child, net }
+    }
+}
+
+/// Connections opened and closed, one after the other, in a second.
+fn rate(client: &Host, to: SocketAddr) -> f64 {
+    client
+        .net
+        .run(|| {
+            let began = Instant::now();
+            for _ in 0..CONNECTIONS {
+                let stream = TcpStream::connect(to).unwrap();
+                // A reset leaves no port waiting behind.
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            CONNECTIONS as f64 / began.elapsed().as_secs_f64()
+        })
+        .unwrap()
+}
+
+fn connections(report: &mut Report) {
+    for services in [10, 10_000] {
+        in_netns(async || {
+            command("ip link set lo up");
+            let (client, server) = (Host::new("client", "10.1.0"), Host::new("server", "10.2.0"));
+            let listener = server.net.run(|| TcpListener::bind("0.0.0.0:8080").unwrap()).unwrap();
+            std::thread::spawn(move || listener.incoming().for_each(drop));
+            let running = Running::start();
+            let mut all = population(services, 10);
+            let one = json!({"metadata": {"name": "s0-x", "namespace": "bench", "labels": {"kubernetes.io/service-name": "s0"}},
+                "addressType": "IPv4", "ports": [{"name": "p", "port": 8080}], "endpoints": [{"addresses": ["10.2.0.1"]}]});
+            let one = Change::Slice(Box::new(serde_json::from_value(one).unwrap()));
+            all.insert(all.len() - 1, one);
+            running.fill(all).await;
+            let through = SocketAddr::new(cluster_ip(0).into(), 80);
+            let direct: SocketAddr = "10.2.0.1:8080".parse().unwrap();
+            // By turns, so that both see the same machine.
+            let turns: Vec<(f64, f64)> =
+                (0..9).map(|_| (rate(&client, direct), rate(&client, through))).collect();
+            let share = turns.iter().map(|(direct, through)| through / direct * 100.0).collect();
+            let (direct, through): (Vec<f64>, Vec<f64>) = turns.into_iter().unzip();
+            for (name, unit, values, goal) in [
+                ("connections opened and closed, direct", "1/s", direct, Value::Null),
+                ("connections opened and closed, by a Service", "1/s", through, Value::Null),
+                ("by a Service against direct", "%", share, json!({"p50 at least": 85})),
+            ] {
+                let peer = Value::Null;
+                report.tell(Figure { name, services, endpoints: services * 10, unit, values, goal, peer });
+            }
+            running.stop().await;
+        });
+    }
+}
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |name: &str| asked.is_empty() || asked.iter().any(|word| word == name);
+    let mut report = Report::new();
+    for (name, services, endpoints) in
+        [("1000", 1000, 10), ("10000", 10_000, 10), ("40000", 40_000, 10), ("250000-endpoints", 25_000, 10)]
+    {
+        if wanted(name) {
+            at_size(&mut report, services, endpoints);
+        }
+    }
+    if wanted("large-service") {
+        large_service(&mut report);
+    }
+    if wanted("connections") {
+        connections(&mut report);
+    }
+    if wanted("memory") {
+        memory(&mut report);
+    }
+}
