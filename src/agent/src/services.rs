@@ -2,7 +2,7 @@
 //! the node's own ready pods or the slices of files, and both go to the dataplane as they change.
 //! Who is eligible and who gets which address is decided in `core`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +52,14 @@ impl std::fmt::Debug for StandaloneServices {
     }
 }
 
+/// The pods as they were last looked at.
+#[derive(Debug, Default)]
+struct KnownPods {
+    look: u64,
+    /// With the look that saw them last.
+    pods: BTreeMap<PodKey, (Arc<PodView>, u64)>,
+}
+
 /// The pools a standalone node gives addresses from.
 fn pools() -> Pools {
     Pools { service_cidrs: SERVICE_CIDR.parse::<Cidr>().into_iter().collect(), node_ports: NODE_PORTS }
@@ -60,7 +68,7 @@ fn pools() -> Pools {
 impl StandaloneServices {
     pub async fn run(mut self) {
         let mut state = Standalone::new(pools());
-        let mut known = BTreeMap::new();
+        let mut known = KnownPods::default();
         let mut changes = self.pods.changes();
         loop {
             tokio::select! {
@@ -109,26 +117,32 @@ impl StandaloneServices {
         let _ = tokio::time::timeout(ADOPTED_WITHIN, all_said).await;
     }
 
-    fn look_at_pods(&self, state: &mut Standalone, known: &mut BTreeMap<PodKey, Arc<PodView>>) {
-        let mut gone: BTreeSet<PodKey> = known.keys().cloned().collect();
+    /// Called for every change of any pod: what did not change costs a comparison and nothing else.
+    fn look_at_pods(&self, state: &mut Standalone, known: &mut KnownPods) {
+        known.look += 1;
         for view in self.pods.list() {
             // A life that waits for another of its name has no address yet; the other one counts.
             if matches!(view.lifecycle, Lifecycle::Queued { .. }) {
                 continue;
             }
-            gone.remove(&view.key);
-            if known.get(&view.key).is_some_and(|old| Arc::ptr_eq(old, &view)) {
-                continue;
+            if let Some((old, seen)) = known.pods.get_mut(&view.key) {
+                *seen = known.look;
+                if Arc::ptr_eq(old, &view) {
+                    continue;
+                }
             }
-            known.insert(view.key.clone(), view.clone());
+            known.pods.insert(view.key.clone(), (view.clone(), known.look));
             let node = self.node.now().name.clone();
             match BackendPod::of(&view.pod, &view.status, &node, is_terminating(&view)) {
                 Some(pod) => self.tell(state.upsert_pod(pod)),
                 None => self.tell(state.remove_pod(&view.key)),
             }
         }
-        for key in gone {
-            known.remove(&key);
+        let gone = |(_, seen): &(Arc<PodView>, u64)| *seen < known.look;
+        let keys: Vec<PodKey> =
+            known.pods.iter().filter(|(_, pod)| gone(pod)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            known.pods.remove(&key);
             self.tell(state.remove_pod(&key));
         }
     }

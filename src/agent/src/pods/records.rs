@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -94,6 +95,9 @@ impl PodRecord {
     }
 }
 
+/// What follows within this time is written together: a pod's start changes its record every few milliseconds.
+const GATHER: Duration = Duration::from_millis(20);
+
 #[derive(Debug)]
 enum Change {
     Save(Box<PodRecord>),
@@ -159,6 +163,7 @@ impl Records {
     pub async fn write_all(self) {
         loop {
             self.inner.wake.notified().await;
+            tokio::time::sleep(GATHER).await;
             self.flush().await;
         }
     }
