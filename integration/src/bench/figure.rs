@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::Choice;
 use super::peers::Peer;
 use crate::tiers::workspace_root;
 
@@ -175,6 +176,7 @@ pub struct Report {
     command: String,
     path: PathBuf,
     binary: PathBuf,
+    builds: bool,
     pods: Option<usize>,
     file: File,
     machine: Machine,
@@ -185,13 +187,27 @@ impl Report {
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn create(bench: &'static str, binary: &Path, pods: Option<usize>) -> Result<Self> {
+    pub fn create(bench: &'static str, binary: &Path, choice: &Choice) -> Result<Self> {
         let dir = workspace_root().join("target/bench");
         fs::create_dir_all(&dir)?;
         let path = dir.join(format!("{bench}.jsonl"));
         let file = File::create(&path).with_context(|| path.display().to_string())?;
         let command = format!("make bench ONLY={bench}");
-        Ok(Self { bench, command, path, binary: binary.to_owned(), pods, file, machine: Machine::read()? })
+        Ok(Self {
+            bench,
+            command,
+            path,
+            binary: binary.to_owned(),
+            builds: choice.binary.is_none(),
+            pods: choice.pods,
+            file,
+            machine: Machine::read()?,
+        })
+    }
+
+    /// Whether the programs that are measured are built first.
+    pub fn builds(&self) -> bool {
+        self.builds
     }
 
     /// Whether figures of so many pods are wanted.

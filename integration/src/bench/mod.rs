@@ -66,7 +66,7 @@ impl Bench {
 pub struct Choice {
     /// Those to run; all where none is named.
     only: Vec<Bench>,
-    /// Measure this daemon instead of a fresh release build.
+    /// Measure this daemon, and build nothing.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Only the figures of so many pods.
@@ -89,7 +89,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     let benches = if choice.only.is_empty() { Bench::ALL } else { &choice.only };
     for bench in benches {
         println!("\n==== bench {}", bench.name());
-        let mut report = Report::create(bench.name(), &binary, choice.pods)?;
+        let mut report = Report::create(bench.name(), &binary, choice)?;
         bench.run(&mut report).with_context(|| format!("bench {}", bench.name()))?;
         println!("written to {}", report.path().display());
     }

@@ -57,6 +57,9 @@ use crate::volumes::{KernelMounts, Mounts, Volumes};
 const STARTS_AT_LEAST: usize = 2;
 const STARTS_AT_MOST: usize = 64;
 
+/// Adopted pods show how they are within this, or are looked at as they come.
+const SHOWN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// The world the daemon works on; tests give fakes.
 pub struct World {
     pub clock: Clock,
@@ -418,6 +421,8 @@ impl NodeHalf {
             leftovers.clean_up().await;
         });
         self.sourcing.synced();
+        // Who is told that the daemon is ready finds every pod when it asks.
+        self.pods.all_shown(SHOWN_WITHIN).await;
         supervisor::status("running");
         Ok(())
     }

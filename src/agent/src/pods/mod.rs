@@ -248,6 +248,26 @@ impl Pods {
         self.inner.deps.view.clone()
     }
 
+    /// Until every pod has shown how it is, but no longer than `within`: one that cannot is no reason for
+    /// the others to wait.
+    pub async fn all_shown(&self, within: Duration) {
+        let mut changes = self.view().changes();
+        let all = async {
+            while !self.are_all_shown() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Passing the time is an answer too.
+        let _ = tokio::time::timeout(within, all).await;
+    }
+
+    fn are_all_shown(&self) -> bool {
+        let view = &self.inner.deps.view;
+        self.lock().workers.keys().all(|uid| view.by_uid(uid).is_some())
+    }
+
     /// Lives of pods that have a worker.
     pub fn workers(&self) -> usize {
         self.lock().workers.len()

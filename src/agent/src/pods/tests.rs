@@ -228,6 +228,17 @@ async fn a_pod_comes_and_goes_and_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn pods_taken_on_can_be_waited_for_until_they_are_shown() {
+    let world = World::new();
+    for uid in ["u1", "u2"] {
+        world.pods.desire(world.pod(uid, uid));
+    }
+    assert!(world.pods.view().list().is_empty(), "their workers have not run");
+    world.pods.all_shown(Duration::from_secs(2)).await;
+    assert_eq!(world.pods.view().list().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn news_during_a_step_never_starts_it_twice() {
     let world = World::new();
     for _ in 0..20 {
