@@ -56,7 +56,9 @@ impl Node {
         };
         let mut engine = Engine::new(config, OpenKernel::new(move || Ok(kernel.clone())));
         engine.start().await;
-        told.values().for_each(|change| drop(engine.take(as_told(change))));
+        for change in told.values() {
+            engine.take(as_told(change));
+        }
         engine.take(dataplane::Change::SourcesSynced);
         engine.sync(now).await;
         engine
@@ -159,7 +161,9 @@ async fn check(mode: Mode, history: &[Event]) -> Result<(), TestCaseError> {
         }
         match event {
             Event::Case(..) | Event::Gone(_) => {}
-            Event::Sync => drop(engine.sync(tick()).await),
+            Event::Sync => {
+                engine.sync(tick()).await;
+            }
             Event::Drain => engine.drain(tick()).await,
             Event::Restart => engine = node.start(&told, tick()).await,
             Event::Refusing(period) => node.refuse(*period),
