@@ -27,7 +27,7 @@ fn back_end(mode: Mode) -> BackEnd {
     match mode {
         Mode::Nftables => BackEnd::Nftables,
         Mode::Ipvs => BackEnd::Ipvs { scheduler: Scheduler::Rr },
-        Mode::Iptables => unreachable!("not among the modes traced"),
+        Mode::Iptables => BackEnd::Iptables,
     }
 }
 
@@ -78,7 +78,9 @@ fn findings(case: &Case, mode: Mode) -> Vec<String> {
     let services: Vec<_> = world.table().services().keys().cloned().collect();
     services.iter().for_each(|key| world.remove_service(key));
     world.settle();
-    if !world.applied().is_empty() {
+    let mut empty = self::world(case, mode);
+    empty.settle();
+    if world.applied() != empty.applied() {
         found.push(format!("left behind by deleted Services: {:?}", world.applied()));
     }
     found.into_iter().map(|text| format!("{} [{mode}] {}\n    {text}", case.name, case.title)).collect()
@@ -207,11 +209,21 @@ fn is_same_object(a: &Change, b: &Change) -> bool {
 
 #[test]
 fn every_packet_meets_what_its_case_says_in_every_mode() {
+    trace(&MODES);
+}
+
+#[test]
+#[ignore = "iptables mode is younger than the table: what differs there by intention is not written into the cases yet"]
+fn every_packet_meets_what_its_case_says_in_iptables_mode() {
+    trace(&[Mode::Iptables]);
+}
+
+fn trace(modes: &[Mode]) {
     let cases = case::all();
     let mut wrong = Vec::new();
     let mut packets = 0;
     for case in &cases {
-        for mode in MODES {
+        for mode in modes.iter().copied() {
             wrong.extend(findings(case, mode));
             packets += case.steps.iter().map(|step| step.packets.len()).sum::<usize>();
         }
@@ -303,6 +315,8 @@ fn a_service_of_a_hundred_thousand_endpoints_is_capped_and_says_so() {
         assert_eq!(world.rows()[0].problems, [said], "{mode}");
         take(&mut world, &Change::ServiceGone(longshore_core::ids::ObjectKey::new("default", "big")));
         world.settle();
-        assert!(world.applied().is_empty(), "{mode}");
+        let mut empty = plain(mode);
+        empty.settle();
+        assert_eq!(world.applied(), empty.applied(), "{mode}");
     }
 }

@@ -156,6 +156,7 @@ fn settings(key: &ObjectKey, value: &ObjectValue) -> String {
         (_, ObjectValue::Server(server)) => server.scheduler.to_string(),
         (_, ObjectValue::Real(real)) => format!("weight {}", real.weight),
         (_, ObjectValue::Spread(rules)) => format!("{} rules", rules.len()),
+        (_, ObjectValue::Rules(rules)) => format!("{} rules", rules.len()),
         _ => String::new(),
     }
 }
