@@ -59,6 +59,11 @@ impl Tally {
         lines.map(|(name, took)| format!("{:>7.1} s  {name}\n", took.as_secs_f32())).collect()
     }
 
+    /// How many did not run, whatever the reason.
+    pub fn not_run(&self) -> usize {
+        self.skipped.len() + self.excused.len()
+    }
+
     /// Whether nothing failed; with `strict`, whether nothing was skipped either.
     pub fn good(&self, strict: bool) -> bool {
         self.failed.is_empty() && (!strict || self.skipped.is_empty())
@@ -110,11 +115,11 @@ impl LibtestOutput {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped.len())?;
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.not_run())?;
         for name in &self.failed {
             write!(f, "\n  failed: {name}")?;
         }
-        for (name, reason) in &self.skipped {
+        for (name, reason) in self.skipped.iter().chain(&self.excused) {
             write!(f, "\n  skipped: {name}: {reason}")?;
         }
         Ok(())
@@ -141,6 +146,16 @@ mod tests {
         let skipped = vec![("e".to_owned(), "needs a kernel with IPVS".to_owned())];
         assert_eq!(tally, Tally { passed: 2, failed: vec!["d".to_owned()], skipped, ..Tally::default() });
         assert!(!tally.good(false));
+    }
+
+    #[test]
+    fn what_is_excused_is_shown_and_fails_nothing() {
+        let lack = vec![("tier x".to_owned(), "no compiler".to_owned())];
+        let excused = Tally { excused: lack.clone(), ..Tally::default() };
+        let skipped = Tally { skipped: lack, ..Tally::default() };
+        assert!(excused.good(true) && !skipped.good(true) && skipped.good(false));
+        assert_eq!(excused.to_string(), skipped.to_string());
+        assert!(excused.to_string().contains("1 skipped"), "{excused}");
     }
 
     #[test]

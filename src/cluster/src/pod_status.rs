@@ -39,9 +39,9 @@ struct Inner {
 
 #[derive(Debug)]
 struct Entry {
-    key: PodKey,
-    /// What the server has, as far as we know: from the watch, or its answer to our last write.
-    server: Arc<Pod>,
+    /// What the server has, as far as we know: from the watch, or its answer to our last write. `None`
+    /// while the server has not told of the pod: what is to be said waits.
+    server: Option<Arc<Pod>>,
     wanted: Option<Arc<PodStatus>>,
     /// The last patch the server took; the same again would change nothing.
     taken: Option<Value>,
@@ -66,7 +66,6 @@ struct Job {
 struct Done {
     uid: PodUid,
     sent: Option<Value>,
-    finish: bool,
     result: Result<Option<Pod>, ApiError>,
 }
 
@@ -79,21 +78,11 @@ impl PodStatuses {
     /// The server's object, from the watch. A late one does not replace what an answer told since.
     pub fn server(&self, uid: &PodUid, pod: Arc<Pod>) {
         let mut entries = self.lock();
-        match entries.get_mut(uid) {
-            Some(entry) => {
-                if !is_older(&pod, &entry.server) {
-                    // What others changed may need saying again.
-                    entry.dirty |= entry.server.status != pod.status;
-                    entry.server = pod;
-                }
-            }
-            None => {
-                let key = PodKey::new(
-                    pod.metadata.namespace.clone().unwrap_or_default(),
-                    pod.metadata.name.clone().unwrap_or_default(),
-                );
-                entries.insert(uid.clone(), Entry::new(key, pod));
-            }
+        let entry = entries.entry(uid.clone()).or_default();
+        if entry.server.as_ref().is_none_or(|known| !is_older(&pod, known)) {
+            // What others changed may need saying again, and what waited can be said now.
+            entry.dirty |= entry.server.as_ref().is_none_or(|known| known.status != pod.status);
+            entry.server = Some(pod);
         }
         drop(entries);
         self.inner.wake.notify_one();
@@ -106,26 +95,39 @@ impl PodStatuses {
 
     /// What the node says of the pod now.
     pub fn tell(&self, uid: &PodUid, status: Arc<PodStatus>) {
-        if let Some(entry) = self.lock().get_mut(uid) {
-            entry.want(status);
-        }
+        self.lock().entry(uid.clone()).or_default().want(status);
         self.inner.wake.notify_one();
     }
 
     /// Nothing of the pod is left on the node: writes its last, final status; where the object was asked
     /// to go, the server then forgets it.
     pub fn finish(&self, uid: &PodUid, last: PodStatus) {
-        if let Some(entry) = self.lock().get_mut(uid) {
-            entry.want(Arc::new(report::last_status(last)));
-            entry.finished = entry.server.metadata.deletion_timestamp.is_some();
-            entry.dirty = true;
+        let mut entries = self.lock();
+        let asked = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
+        match entries.get_mut(uid).map(|entry| (entry.server.as_ref().map(asked), entry)) {
+            Some((Some(asked), entry)) => {
+                entry.want(Arc::new(report::last_status(last)));
+                entry.finished = asked;
+                entry.dirty = true;
+            }
+            // The server never told of it: there is nobody to tell.
+            Some((None, _)) => drop(entries.remove(uid)),
+            None => {}
         }
+        drop(entries);
         self.inner.wake.notify_one();
+    }
+
+    /// Nothing of the pod is left here and its object is on its way out: what the server still tells of
+    /// it is the echo of that.
+    pub fn is_finished(&self, uid: &PodUid) -> bool {
+        self.lock().get(uid).is_some_and(|entry| entry.finished)
     }
 
     /// Pods whose newest status the server does not have yet.
     pub fn pending(&self) -> usize {
-        self.lock().values().filter(|entry| entry.dirty || entry.busy).count()
+        let entries = self.lock();
+        entries.values().filter(|entry| entry.server.is_some() && (entry.dirty || entry.busy)).count()
     }
 
     /// Writes for ever; ends by being dropped.
@@ -164,7 +166,8 @@ impl PodStatuses {
         let mut entries = self.lock();
         let is_due = |entry: &Entry| entry.not_before.is_none_or(|at| at <= now);
         loop {
-            let waiting = entries.iter().filter(|(_, entry)| entry.dirty && !entry.busy);
+            let sayable = |entry: &Entry| entry.dirty && !entry.busy && entry.server.is_some();
+            let waiting = entries.iter().filter(|(_, entry)| sayable(entry));
             let next =
                 waiting.clone().filter(|(_, entry)| is_due(entry)).max_by_key(|(_, entry)| entry.urgent);
             let Some(uid) = next.map(|(uid, _)| uid.clone()) else {
@@ -185,23 +188,17 @@ impl PodStatuses {
                 entry.retry.reset();
                 entry.not_before = None;
                 entry.taken = done.sent.or_else(|| entry.taken.take());
-                if let Some(pod) = pod.filter(|pod| !is_older(pod, &entry.server)) {
-                    entry.server = Arc::new(slim(pod));
-                }
-                if done.finish {
-                    entries.remove(&done.uid);
+                let newer = |pod: &Pod| entry.server.as_ref().is_none_or(|known| !is_older(pod, known));
+                if let Some(pod) = pod.filter(newer) {
+                    entry.server = Some(Arc::new(slim(pod)));
                 }
             }
             // Another pod of the same name, or none: the watch will say so.
-            Err(error) if error.is_not_found() || error.is_conflict() => {
-                if done.finish || error.is_not_found() {
-                    entries.remove(&done.uid);
-                }
-            }
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
             Err(error) => {
                 let pause = error.retry_after().unwrap_or_default().max(entry.retry.pause());
                 if entry.retry.tries() == 1 {
-                    tracing::warn!(pod = %entry.key, uid = %done.uid, "status: {}", error.one_line());
+                    tracing::warn!(uid = %done.uid, "status: {}", error.one_line());
                 }
                 // Refused as such: it is tried again when there is something else to say.
                 if error.is_retryable() {
@@ -217,11 +214,10 @@ impl PodStatuses {
     }
 }
 
-impl Entry {
-    fn new(key: PodKey, server: Arc<Pod>) -> Self {
+impl Default for Entry {
+    fn default() -> Self {
         Self {
-            key,
-            server,
+            server: None,
             wanted: None,
             taken: None,
             urgent: false,
@@ -232,7 +228,9 @@ impl Entry {
             not_before: None,
         }
     }
+}
 
+impl Entry {
     fn want(&mut self, status: Arc<PodStatus>) {
         // Nothing after the last word.
         if self.finished {
@@ -250,16 +248,21 @@ impl Entry {
     fn job(&mut self, uid: &PodUid) -> Option<Job> {
         self.dirty = false;
         self.urgent = false;
-        let wanted = self.wanted.as_deref()?;
+        let (server, wanted) = (self.server.as_ref()?, self.wanted.as_deref()?);
         // The server may drop a field it does not know: the same patch again would go on for ever.
-        let patch =
-            report::status_patch(&self.server, wanted).filter(|patch| self.taken.as_ref() != Some(patch));
+        let patch = report::status_patch(server, wanted).filter(|patch| self.taken.as_ref() != Some(patch));
         if patch.is_none() && !self.finished {
             return None;
         }
+        let key = key_of(server);
         self.busy = true;
-        Some(Job { uid: uid.clone(), key: self.key.clone(), patch, finish: self.finished })
+        Some(Job { uid: uid.clone(), key, patch, finish: self.finished })
     }
+}
+
+fn key_of(pod: &Pod) -> PodKey {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    PodKey::new(text(&pod.metadata.namespace), text(&pod.metadata.name))
 }
 
 async fn write(client: &ApiClient, job: Job) -> Done {
@@ -279,7 +282,7 @@ async fn write(client: &ApiClient, job: Job) -> Done {
             result = Err(error);
         }
     }
-    Done { uid, sent: patch, finish, result }
+    Done { uid, sent: patch, result }
 }
 
 /// What patches are made against, and no more: the pods' specs are kept elsewhere.

@@ -81,6 +81,22 @@ async fn the_newest_status_wins_and_others_conditions_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_said_before_the_server_told_of_the_pod_is_not_lost() {
+    let world = World::new(&[]);
+    world.statuses.tell(&"late".into(), status("Running", "early", true));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(world.api.calls("PATCH").is_empty());
+    world.api.put(&path("late"), json!({"metadata": {"uid": "late"}, "status": {"phase": "Pending"}}));
+    world.hear("late");
+    world.settle().await;
+    assert_eq!(world.seen("late")["message"], "early");
+    // One the server never tells of leaves nothing behind.
+    world.statuses.tell(&"never".into(), status("Running", "", true));
+    world.statuses.finish(&"never".into(), (*status("Running", "", true)).clone());
+    assert!(!world.statuses.lock().contains_key(&"never".into()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn urgent_ones_go_first() {
     let names: Vec<String> = (0..60).map(|n| format!("p{n:02}")).collect();
     let world = World::new(&names.iter().map(String::as_str).collect::<Vec<_>>());

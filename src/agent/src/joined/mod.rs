@@ -210,6 +210,8 @@ impl Joined {
         let known: Vec<_> = remembered.into_iter().filter(|pod| pod.source == PodSource::Api).collect();
         let count = known.len();
         known.into_iter().for_each(|pod| self.pods.remember(pod));
+        // Services are told by the same server: what the kernel has of before has to do.
+        self.handles.node.set_services_synced();
         tracing::warn!(pods = count, "the API server does not answer; going on with the pods of before");
     }
 

@@ -89,7 +89,7 @@ impl ApiPods {
         }
         self.statuses.server(&uid, pod.clone());
         let before = self.known().insert(uid.clone(), pod.clone());
-        if before.is_some_and(|before| says_the_same(&before, &pod)) {
+        if self.statuses.is_finished(&uid) || before.is_some_and(|before| says_the_same(&before, &pod)) {
             return;
         }
         self.references.want(&uid, &pod);
