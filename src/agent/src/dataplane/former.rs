@@ -101,7 +101,9 @@ pub(super) async fn find(
     }
     let Some(xtables) = xtables.filter(|_| unwanted.kube_proxy || unwanted.our_chains) else { return found };
     let gone = |chain: &str| {
-        (unwanted.kube_proxy && former::is_kube_proxys(chain))
+        // iptables mode keeps what other programs jump to, whoever made it.
+        let kept = !unwanted.our_chains && chain == "KUBE-MARK-MASQ";
+        (unwanted.kube_proxy && !kept && former::is_kube_proxys(chain))
             || (unwanted.our_chains && chain.starts_with(OUR_CHAINS))
     };
     for which in Which::ALL {

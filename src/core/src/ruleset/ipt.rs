@@ -96,7 +96,8 @@ impl ChainName {
 
     /// A name read or made; `None` when it is longer than the kernel takes, or no plain word.
     pub fn new(text: &str) -> Option<ChainName> {
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic()) && !text.is_empty();
+        let plain = !text.is_empty()
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
         (plain && text.len() <= ChainName::MAX_LEN).then(|| ChainName::fixed(text))
     }
 

@@ -173,7 +173,7 @@ impl<'a, I: Iterator<Item = &'a str> + Clone> Words<'a, I> {
             "-d" => Match::Destination { within: self.cidr()?, not },
             "-m" if !not => return self.module(),
             _ if not => return None,
-            "-i" => Match::Interface(self.words.next()?.into()),
+            "-i" => Match::Interface(plain(self.words.next()?)?.into()),
             "-p" => Match::Protocol(protocol(self.words.next()?)?),
             _ => return None,
         }))
@@ -234,7 +234,7 @@ impl<'a, I: Iterator<Item = &'a str> + Clone> Words<'a, I> {
                 _ => return None,
             }
         }
-        let list: Box<str> = self.words.next()?.into();
+        let list: Box<str> = plain(self.words.next()?)?.into();
         self.whole_address()?;
         match (update, seconds, reap) {
             (true, 1.., true) => Some(Match::Remembered { list, seconds }),
@@ -292,6 +292,12 @@ impl<'a, I: Iterator<Item = &'a str> + Clone> Words<'a, I> {
             Err(_) => text.parse().ok().map(Cidr::host),
         }
     }
+}
+
+/// A name that needs no quotes.
+fn plain(word: &str) -> Option<&str> {
+    let good = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+    (!word.is_empty() && word.bytes().all(good)).then_some(word)
 }
 
 fn protocol(name: &str) -> Option<Protocol> {
