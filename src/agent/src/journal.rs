@@ -55,19 +55,15 @@ impl Journal {
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(e) => return Err(failed("read")(e)),
         };
-        let fresh = path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)
-            .map_err(failed("write"))?;
-        for (uid, leftover) in &left {
-            append(&mut file, &Line::May { uid: uid.clone(), left: leftover.clone() })
-                .map_err(failed("write"))?;
-        }
-        std::fs::rename(&fresh, path).map_err(failed("replace"))?;
+        let file = match compact(path, &left) {
+            Ok(file) => file,
+            // A full disk keeps no daemon from what it has to look after: the file is gone on with as it is.
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the journal cannot be compacted");
+                let mut options = OpenOptions::new();
+                options.append(true).create(true).mode(0o600).open(path).map_err(failed("open"))?
+            }
+        };
         Ok(Self { path: path.to_path_buf(), state: Mutex::new(State { file, left }) })
     }
 
@@ -114,10 +110,30 @@ impl Journal {
     }
 }
 
+/// Writes the file anew beside the old one and takes its place.
+fn compact(path: &Path, left: &BTreeMap<PodUid, Noted>) -> io::Result<File> {
+    let fresh = path.with_extension("new");
+    let mut file =
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&fresh).and_then(|file| {
+            file.set_len(0)?;
+            Ok(file)
+        })?;
+    let lines = left.iter().map(|(uid, left)| Line::May { uid: uid.clone(), left: left.clone() });
+    let written = lines.map(|line| append(&mut file, &line)).collect::<io::Result<()>>();
+    if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, path)) {
+        // What could be written takes space that is missing elsewhere. The next try truncates it anyway.
+        let _ = std::fs::remove_file(&fresh);
+        return Err(error);
+    }
+    Ok(file)
+}
+
+/// All of the line or nothing of it: half a line would spoil the next one.
 fn append(file: &mut File, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_vec(line)?;
     text.push(b'\n');
-    file.write_all(&text)
+    let before = file.metadata()?.len();
+    file.write_all(&text).inspect_err(|_| drop(file.set_len(before)))
 }
 
 fn replay(text: &str) -> BTreeMap<PodUid, Noted> {
@@ -162,6 +178,22 @@ mod tests {
         let wanted = BTreeMap::from([(PodUid::from("a"), leftover("a", Some("/kubepods/poda")))]);
         assert_eq!(journal.leftovers(), wanted);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1, "compacted");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_compacted_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = Journal::open(&path).unwrap();
+        journal.may_leave(&"a".into(), &leftover("a", None)).unwrap();
+        drop(journal);
+        // A folder in the new file's place refuses the compaction, as a full disk does.
+        std::fs::create_dir(dir.path().join("journal.new")).unwrap();
+        let journal = Journal::open(&path).unwrap();
+        journal.may_leave(&"b".into(), &leftover("b", None)).unwrap();
+        drop(journal);
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.leftovers().keys().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,6 +18,9 @@ use tokio::sync::Notify;
 
 use super::fold;
 use crate::volumes::{Dir, VolumeError};
+
+/// Until what could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Written as `<uid>.json`. Fields are only ever added.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,50 +158,110 @@ impl Records {
     }
 
     fn put(&self, uid: PodUid, change: Change) {
-        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, change);
+        self.pending().insert(uid, change);
         self.inner.wake.notify_one();
     }
 
-    /// Writes what comes in, until it is dropped.
+    /// Writes what comes in, until it is dropped. What could not be written is tried again: a disk that
+    /// was full must not cost what a later restart wants to know.
     pub async fn write_all(self) {
         loop {
             self.inner.wake.notified().await;
             tokio::time::sleep(GATHER).await;
-            self.flush().await;
+            while !self.flush().await {
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 
-    /// Writes what is pending now. Called once more when the daemon ends.
-    pub async fn flush(&self) {
-        let changes = std::mem::take(&mut *self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Writes what is pending now; whether all of it was written. Called once more when the daemon ends.
+    pub async fn flush(&self) -> bool {
+        let changes = std::mem::take(&mut *self.pending());
         if changes.is_empty() {
-            return;
+            return true;
         }
         let folder = self.inner.folder.clone();
-        let written = tokio::task::spawn_blocking(move || write(&folder, changes)).await;
-        if let Ok(Err(error)) = written {
-            tracing::error!(error = crate::text::error_chain(&error), "pod records could not be written");
+        let Ok(failed) = tokio::task::spawn_blocking(move || write(&folder, changes)).await else {
+            return true;
+        };
+        let Some((_, _, error)) = failed.first() else { return true };
+        tracing::error!(
+            error = crate::text::error_chain(error),
+            pods = failed.len(),
+            "pod records not written"
+        );
+        let mut pending = self.pending();
+        for (uid, change, _) in failed {
+            // What came in meanwhile is newer.
+            pending.entry(uid).or_insert(change);
         }
+        false
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<PodUid, Change>> {
+        self.inner.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn write(folder: &Path, changes: HashMap<PodUid, Change>) -> Result<(), VolumeError> {
-    let dir = Dir::open(folder)?;
-    let mut first_error = None;
-    for (uid, change) in changes {
+/// Gives back what could not be written, with the reason.
+fn write(folder: &Path, changes: HashMap<PodUid, Change>) -> Vec<(PodUid, Change, VolumeError)> {
+    let dir = Dir::open(folder);
+    let one = |uid: &PodUid, change: &Change| {
         let name = format!("{uid}.json");
-        let result = match change {
+        let dir = dir.as_ref().map_err(|error| VolumeError::Io {
+            action: "open",
+            path: folder.to_path_buf(),
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        match change {
             Change::Forget => dir.remove_file(&name),
-            Change::Save(record) => match serde_json::to_vec(&*record) {
+            Change::Save(record) => match serde_json::to_vec(&**record) {
                 Ok(data) => dir.replace(&name, &data, 0o600),
                 Err(error) => {
                     Err(VolumeError::Io { action: "encode", path: folder.join(&name), source: error.into() })
                 }
             },
-        };
-        if let Err(error) = result {
-            first_error.get_or_insert(error);
+        }
+    };
+    let results = changes.into_iter().map(|(uid, change)| (one(&uid, &change), uid, change));
+    results.filter_map(|(result, uid, change)| Some((uid, change, result.err()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(uid: &str) -> PodRecord {
+        PodRecord {
+            key: PodKey::new("default", "web"),
+            uid: uid.into(),
+            source: PodSource::File { path: "/m/web.yaml".into(), document: 1 },
+            pod: Arc::default(),
+            seen_at: Timestamp::UNIX_EPOCH,
+            deletion: None,
+            lifecycle: Lifecycle::Syncing,
+            status: None,
+            probes: BTreeMap::new(),
+            post_start: BTreeMap::new(),
+            pre_stop: BTreeSet::new(),
+            backoff: BTreeMap::new(),
         }
     }
-    first_error.map_or(Ok(()), Err)
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_later_unless_there_is_news() {
+        let disk = tempfile::tempdir().unwrap();
+        let records = Records::new(disk.path().to_path_buf());
+        // Folders in the temporary files' places refuse two of three writes, as a full disk refuses all.
+        let blocked = ["b", "c"].map(|uid| disk.path().join(format!(".{uid}.json.new")));
+        blocked.iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        ["a", "b", "c"].iter().for_each(|uid| records.save(record(uid)));
+        assert!(!records.flush().await);
+        records.forget(&"c".into());
+        blocked.iter().for_each(|folder| std::fs::remove_dir(folder).unwrap());
+        assert!(records.flush().await);
+        let mut found: Vec<String> = records.load().unwrap().keys().map(|uid| uid.to_string()).collect();
+        found.sort();
+        assert_eq!(found, ["a", "b"]);
+    }
 }

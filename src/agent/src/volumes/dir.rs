@@ -184,8 +184,13 @@ impl Dir {
     pub fn replace(&self, name: &str, data: &[u8], mode: Bits) -> Result<(), VolumeError> {
         let temporary = format!(".{name}.new");
         self.remove_file(&temporary)?;
-        self.write_new(&temporary, data, mode, None)?;
-        self.rename(&temporary, name)
+        let written =
+            self.write_new(&temporary, data, mode, None).and_then(|()| self.rename(&temporary, name));
+        if written.is_err() {
+            // On a full disk half a file takes space that is missing elsewhere; the next try removes it anyway.
+            let _ = self.remove_file(&temporary);
+        }
+        written
     }
 
     /// The whole content of a regular file; `None` where it is missing.
