@@ -47,8 +47,6 @@ pub enum Order {
     Reboot,
     /// Every open event stream breaks.
     BreakEvents,
-    /// Lists answer what is so now, until this is given with `false`.
-    FreezeLists(bool),
     /// Answers the ready sandboxes and running containers: time of start, by id.
     Tasks,
     /// Answers how many sandboxes and containers there are, in any state.
@@ -158,6 +156,8 @@ pub enum Effect {
     LoseAnswer,
     /// Done, and no answer.
     HangAfter,
+    /// Done at once, and answered so much later.
+    Late(Span),
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -230,7 +230,7 @@ mod tests {
             "{pull: {image: a, fails: {unreachable: 2}, takes: 1s}}",
             "{cost: {takes: 10ms}}",
             "{kill: {container: web}}",
-            "{freeze_lists: true}",
+            "{fault: {operation: ListContainers, when: always, effect: {late: 2s}}}",
             "break_events",
         ] {
             let read: Order = serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));

@@ -37,7 +37,6 @@ pub(crate) fn carry_out(fake: &FakeRuntime, order: Order) -> Result<Value, Strin
         Order::LosePod(pod) => return at_least_one(fake.lose_pod(&pod), "sandbox of a pod", &pod),
         Order::Reboot => fake.reboot(),
         Order::BreakEvents => fake.break_events(),
-        Order::FreezeLists(freeze) => fake.freeze_lists(freeze),
         Order::Tasks => return Ok(json!(fake.tasks())),
         Order::Counts => {
             let (sandboxes, containers) = fake.counts();
@@ -116,6 +115,7 @@ fn fault(fault: Fault) -> Result<fake::Fault, String> {
         Effect::Hang => fake::Effect::Hang,
         Effect::LoseAnswer => fake::Effect::LoseAnswer,
         Effect::HangAfter => fake::Effect::HangAfter,
+        Effect::Late(by) => fake::Effect::Late(by.0),
     };
     Ok(fake::Fault { operation, when, effect })
 }

@@ -1,5 +1,7 @@
 //! Faults of calls: which calls are hit, and what happens to them.
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 
 use crate::counters::Operation;
@@ -37,6 +39,8 @@ pub enum Effect {
     LoseAnswer,
     /// It is carried out and never answers.
     HangAfter,
+    /// It is carried out at once, and answers so much later: the answer is old when it comes.
+    Late(Duration),
 }
 
 impl Fault {

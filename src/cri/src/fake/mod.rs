@@ -245,11 +245,6 @@ impl FakeRuntime {
         self.inner.cut.send_modify(|count| *count += 1);
     }
 
-    /// While set, lists answer what was so when it was set; single objects are told as they are.
-    pub fn freeze_lists(&self, freeze: bool) {
-        locked(&self.inner.state).freeze_lists(freeze);
-    }
-
     /// The runtime has lost every sandbox of this pod and its containers, without a word; how many
     /// sandboxes there were.
     pub fn lose_pod(&self, pod: &str) -> usize {

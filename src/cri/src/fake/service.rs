@@ -51,7 +51,7 @@ impl FakeRuntime {
         match &effect {
             Some(Effect::Fail(code, text)) => return Err(Status::new(*code, text.clone())),
             Some(Effect::Hang) => return std::future::pending().await,
-            Some(Effect::LoseAnswer | Effect::HangAfter) | None => {}
+            Some(Effect::LoseAnswer | Effect::HangAfter | Effect::Late(_)) | None => {}
         }
         let cost = locked(&self.inner.settings).costs.get(&operation).copied().unwrap_or_default();
         if !cost.is_zero() {
@@ -61,6 +61,10 @@ impl FakeRuntime {
         match effect {
             Some(Effect::LoseAnswer) => Err(lost()),
             Some(Effect::HangAfter) => std::future::pending().await,
+            Some(Effect::Late(by)) => {
+                tokio::time::sleep(by).await;
+                result
+            }
             _ => result,
         }
     }
@@ -343,7 +347,7 @@ impl RuntimeService for FakeRuntime {
         self.serve(Operation::ListPodSandbox, async {
             let filter = request.into_inner().filter.unwrap_or_default();
             let state = locked(&self.inner.state);
-            let matching = state.listed_sandboxes().iter().filter(|(id, sandbox)| {
+            let matching = state.sandboxes.iter().filter(|(id, sandbox)| {
                 text_matches(&filter.id, id)
                     && filter.state.as_ref().is_none_or(|wanted| wanted.state() == sandbox.state())
                     && labels_match(&filter.label_selector, &sandbox.config.labels)
@@ -425,7 +429,7 @@ impl RuntimeService for FakeRuntime {
         self.serve(Operation::ListContainers, async {
             let filter = request.into_inner().filter.unwrap_or_default();
             let state = locked(&self.inner.state);
-            let matching = state.listed_containers().iter().filter(|(id, container)| {
+            let matching = state.containers.iter().filter(|(id, container)| {
                 text_matches(&filter.id, id)
                     && text_matches(&filter.pod_sandbox_id, &container.sandbox)
                     && filter.state.as_ref().is_none_or(|wanted| wanted.state() == container.phase.state())

@@ -8,7 +8,7 @@ use tonic::Status;
 use super::script::{Run, reason_of};
 use crate::api::v1;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) config: v1::PodSandboxConfig,
     pub(super) handler: String,
@@ -18,7 +18,7 @@ pub(super) struct Sandbox {
     pub(super) ip: String,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Container {
     pub(super) config: v1::ContainerConfig,
     pub(super) sandbox: String,
@@ -52,15 +52,6 @@ pub(super) struct State {
     /// Networks that cannot be set up: why.
     pub(super) network_error: Option<String>,
     pub(super) next_ip: u32,
-    /// While set, what lists answer instead of the truth.
-    pub(super) frozen: Option<Box<Frozen>>,
-}
-
-/// Sandboxes and containers as they were at one moment.
-#[derive(Debug)]
-pub(super) struct Frozen {
-    sandboxes: BTreeMap<String, Sandbox>,
-    containers: BTreeMap<String, Container>,
 }
 
 /// What changed, for the event stream.
@@ -310,13 +301,6 @@ impl State {
         }
     }
 
-    /// From now on lists answer what is so now, or the truth again.
-    pub(super) fn freeze_lists(&mut self, freeze: bool) {
-        self.frozen = freeze.then(|| {
-            Box::new(Frozen { sandboxes: self.sandboxes.clone(), containers: self.containers.clone() })
-        });
-    }
-
     /// Forgets the sandboxes of a pod and all in them, as if they had never been; how many sandboxes.
     pub(super) fn lose_pod(&mut self, pod: &str) -> usize {
         let of_pod = |sandbox: &Sandbox| sandbox.config.metadata.as_ref().is_some_and(|m| m.name == pod);
@@ -328,14 +312,6 @@ impl State {
     }
 
     // ---- what is told ----
-
-    pub(super) fn listed_sandboxes(&self) -> &BTreeMap<String, Sandbox> {
-        self.frozen.as_ref().map_or(&self.sandboxes, |frozen| &frozen.sandboxes)
-    }
-
-    pub(super) fn listed_containers(&self) -> &BTreeMap<String, Container> {
-        self.frozen.as_ref().map_or(&self.containers, |frozen| &frozen.containers)
-    }
 
     pub(super) fn sandbox_status(&self, id: &str) -> Option<v1::PodSandboxStatus> {
         let sandbox = self.sandboxes.get(id)?;
