@@ -41,15 +41,41 @@ pub fn run() -> Result<()> {
 pub fn shell() -> Result<()> {
     let mut vm = boot("node-shell")?;
     start_on_examples(&mut vm)?;
-    println!(
-        "\nlongshore runs on examples/ here: try `longshore ps`, `longshore why pod/crashing`, `longshore svc list`,"
-    );
-    println!(
-        "`curl 10.96.0.80`; the NodePort answers on http://127.0.0.1:{} of your machine. Leaving ends the node.\n",
-        vm.node_port()
-    );
-    vm.shell_command().status().context("cannot start ssh")?;
-    Ok(())
+    node::put(&vm, GREETING_FILE, greeting(vm.node_port()).as_bytes())?;
+    println!();
+    let shell = format!("cat {GREETING_FILE}; exec bash -l");
+    vm.shell_command().arg(shell).status().context("cannot start ssh")?;
+    step("ending the node", || {
+        drop(vm);
+        Ok(())
+    })
+}
+
+const GREETING_FILE: &str = "/etc/longshore/greeting";
+
+/// What a person sees first on the node: what is there, and what to try. At most 80 columns.
+fn greeting(node_port: u16) -> String {
+    format!(
+        "\
+You are root on a throwaway node: longshore runs the manifests of examples/,
+copied to {MANIFESTS}. The pods may still be starting.
+
+  longshore ps                        the pods and what each one waits for
+  longshore why pod/crashing          why a pod is not well, and what to do
+  longshore timeline pod/web-0        every step of its start, with times
+  longshore logs batch                what a container printed
+  longshore exec web-0 -- /web get http://127.0.0.1:8080/
+  longshore svc list                  Services; `svc explain 10.96.0.80:80` for one
+  curl 10.96.0.80                     a different pod answers each time
+  busybox vi {MANIFESTS}/web.yaml     an edited pod is replaced
+  systemctl restart longshore         no container is restarted by it
+  journalctl -u longshore -f          what the daemon decides
+
+From your own machine the NodePort answers: curl http://127.0.0.1:{node_port}/
+Leave with `exit` or Ctrl-D: the node ends and nothing of it is kept.
+
+"
+    )
 }
 
 /// One line per step, with the time it took.
@@ -131,6 +157,18 @@ fn fill_up(vm: &mut NodeVm, patience: u32) -> Result<()> {
 mod tests {
     use super::*;
     use crate::scenario::form::Action;
+
+    #[test]
+    fn the_greeting_fits_a_terminal_and_names_what_is_in_the_examples() {
+        let text = greeting(65535);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let dir = workspace_root().join("examples");
+        let files = fs::read_dir(dir).unwrap().flatten().map(|e| fs::read_to_string(e.path()).unwrap());
+        let examples: String = files.collect();
+        for name in ["crashing", "web-0", "batch", "10.96.0.80"] {
+            assert!(text.contains(name) && examples.contains(name), "{name}");
+        }
+    }
 
     #[test]
     fn the_demo_expects_what_it_shows() {
