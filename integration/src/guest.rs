@@ -4,13 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::process::{Run, wait_until};
 use crate::qemu::{self, Accelerator, Machine};
-use crate::report::Tally;
+use crate::report::{LibtestOutput, Tally};
 use crate::tiers::{TestBinary, build_tests, workspace_root};
 use crate::{node, root};
 
@@ -54,7 +54,7 @@ const IP: &str = "/usr/sbin/ip";
 const UP: &str = "longshore-guest: up";
 const END: &str = "longshore-guest: end";
 
-/// First process of the guest. Each binary's output stands between two marks, its exit code on the second.
+/// First process of the guest. Tests that need systemd run in the node VM (`suite::run_vm`). Each binary's output stands between two marks, its exit code on the second.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
@@ -68,7 +68,7 @@ export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/sbin:/bin H
 for test in /tests/*; do
   [ -x "$test" ] || continue
   echo "longshore-guest: run ${test##*/}"
-  "$test" --test-threads 1 2>&1; echo "longshore-guest: code $?"
+  "$test" --test-threads 1 --show-output --skip the_systemd_ 2>&1; echo "longshore-guest: code $?"
 done
 echo 'longshore-guest: end'
 sync; poweroff -f
@@ -147,20 +147,21 @@ fn count(console: &str, binaries: &[TestBinary]) -> Result<Tally> {
         let (output, code) = rest
             .split_once("longshore-guest: code ")
             .with_context(|| format!("{} did not end", binary.name))?;
-        let failed = tally.failed.len();
+        let mut results = LibtestOutput::new(&binary.name, false, Instant::now());
         for line in output.lines() {
-            tally.read_libtest(line.trim_end_matches('\r'));
+            results.line(line.trim_end_matches('\r'), Instant::now());
             if !line.contains("... ok") && !line.trim().is_empty() {
                 println!("{line}");
             }
         }
-        if !code.starts_with("0\r") && !code.starts_with("0\n") && tally.failed.len() == failed {
-            tally.failed.push(format!(
+        if !code.starts_with("0\r") && !code.starts_with("0\n") && results.tally.failed.is_empty() {
+            results.tally.failed.push(format!(
                 "{} ended with {}",
                 binary.name,
                 code.lines().next().unwrap_or_default()
             ));
         }
+        tally.add(results.tally);
     }
     Ok(tally)
 }

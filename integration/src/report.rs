@@ -76,6 +76,8 @@ pub struct LibtestOutput {
     pub tally: Tally,
     /// The program whose lines come now.
     program: String,
+    /// The test whose captured output comes now (`--show-output`).
+    shown: String,
     /// When the last line came, where tests run one after the other: the next one's time counts from there.
     last: Option<Instant>,
 }
@@ -83,7 +85,12 @@ pub struct LibtestOutput {
 impl LibtestOutput {
     /// `one_by_one`: each test is timed, else the program as a whole.
     pub fn new(program: &str, one_by_one: bool, now: Instant) -> Self {
-        Self { tally: Tally::default(), program: program.to_owned(), last: one_by_one.then_some(now) }
+        Self {
+            tally: Tally::default(),
+            program: program.to_owned(),
+            shown: String::new(),
+            last: one_by_one.then_some(now),
+        }
     }
 
     /// Takes one line; `now` is when it came.
@@ -92,6 +99,14 @@ impl LibtestOutput {
         if let Some(path) = line.trim_start().strip_prefix("Running ").and_then(|l| l.split('(').nth(1)) {
             let file = path.trim_end_matches(')').rsplit('/').next().unwrap_or_default();
             file.split('-').next().unwrap_or_default().clone_into(&mut self.program);
+        }
+        if let Some(test) = line.strip_prefix("---- ").and_then(|l| l.strip_suffix(" stdout ----")) {
+            test.clone_into(&mut self.shown);
+        }
+        // Such a test was counted as passed: libtest has no word for one that found out by itself.
+        if let Some(reason) = line.strip_prefix("SKIPPED: ") {
+            self.tally.passed = self.tally.passed.saturating_sub(1);
+            self.tally.skipped.push((format!("{} {}", self.program, self.shown), reason.to_owned()));
         }
         self.tally.read_libtest(line);
         let result = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "));
@@ -177,5 +192,18 @@ mod tests {
         }
         assert_eq!(each.tally.slowest(1), "    3.0 s  netns_nft b\n");
         assert_eq!((each.tally.passed, each.tally.failed.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_test_that_says_it_was_skipped_has_not_passed() {
+        let mut output = LibtestOutput::new("vm_cgroup", true, Instant::now());
+        for line in
+            ["test a ... ok", "test b ... ok", "successes:", "---- b stdout ----", "SKIPPED: no systemd"]
+        {
+            output.line(line, Instant::now());
+        }
+        assert_eq!(output.tally.passed, 1);
+        assert_eq!(output.tally.skipped, [("vm_cgroup b".to_owned(), "no systemd".to_owned())]);
+        assert!(output.tally.good(false) && !output.tally.good(true));
     }
 }

@@ -149,7 +149,7 @@ fn node() -> Result<Tally> {
     for binary in build_tests("node")? {
         let mut command = Command::new(&binary.path);
         // Ignored in a plain `cargo test`, which has no runtime.
-        command.args(["--ignored", "--test-threads", "1"]);
+        command.args(["--ignored", "--test-threads", "1", "--show-output"]);
         command.env("LONGSHORE_TEST_RUNTIME", &runtime).env("LONGSHORE_TEST_IMAGE", images::BUSYBOX);
         tally.add(counted(command, &binary.name, Pace::OneByOne)?);
     }
@@ -251,7 +251,7 @@ fn in_own_namespaces(binary: &Path) -> Command {
     command
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(binary)
-        .args(["--test-threads", "1"])
+        .args(["--test-threads", "1", "--show-output"])
         .env("LONGSHORE_TIER", "netns")
         .env("LONGSHORE_REQUIRE", "netns");
     command

@@ -33,6 +33,17 @@ pub struct Scenario {
     pub steps: Vec<Step>,
 }
 
+impl Scenario {
+    /// The time it lets pass whatever happens.
+    pub fn waits(&self) -> Duration {
+        let waits = self.steps.iter().map(|step| match &step.action {
+            Action::Wait(span) => span.0,
+            _ => Duration::ZERO,
+        });
+        waits.sum()
+    }
+}
+
 /// One step: what is done or expected, and by when.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -401,7 +412,7 @@ steps:
 ";
         let scenario = parse(text).unwrap();
         assert_eq!(scenario.nodes, [Kind::Native, Kind::Vm]);
-        assert_eq!(scenario.steps.len(), 6);
+        assert_eq!((scenario.steps.len(), scenario.waits()), (6, Duration::from_millis(500)));
         assert_eq!(scenario.steps[1].deadline, Duration::from_secs(5));
         assert_eq!(scenario.steps[0].say, "apply web.yaml");
         assert!(scenario.steps[4].show);

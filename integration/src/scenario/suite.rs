@@ -18,10 +18,10 @@ use crate::cluster::{self, Cluster};
 use crate::fake;
 use crate::native::{self, NativeNode};
 use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
-use crate::process::wait_until;
-use crate::report::Tally;
+use crate::process::{Run, wait_until};
+use crate::report::{LibtestOutput, Tally};
 use crate::root;
-use crate::tiers::workspace_root;
+use crate::tiers::{build_tests, workspace_root};
 use crate::vm::{CgroupDriver, NodeVm, Options};
 
 /// Native nodes at a time, and nodes with the fake runtime, which mostly wait.
@@ -186,10 +186,12 @@ fn joined<'a>(cluster: &'a mut Option<Cluster>, binary: &Path, config: &str) -> 
 /// Plays the scenarios, so many at a time; prints each when it has ended.
 fn side_by_side(
     kind: Kind,
-    scenarios: Vec<Named>,
+    mut scenarios: Vec<Named>,
     at_once: usize,
     one: impl Fn(&Named) -> (Result<()>, Duration, String) + Sync,
 ) -> Tally {
+    // Those that let much time pass first, beside the others.
+    scenarios.sort_by_key(|named| std::cmp::Reverse(named.scenario.waits()));
     let queue = Mutex::new(VecDeque::from(scenarios));
     let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {
@@ -262,6 +264,9 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
     let mut vm = NodeVm::start(&options)?;
     println!("---- the node VM is up after {:.1} s", start.elapsed().as_secs_f32());
     let mut tally = Tally::default();
+    if only.is_none() {
+        tally.add(systemd_tests(&vm)?);
+    }
     for named in scenarios {
         let start = Instant::now();
         let patience = vm.patience();
@@ -282,6 +287,39 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
                 .with_context(|| format!("the VM cannot be used any more after {}", named.file))?;
         }
     }
+    Ok(tally)
+}
+
+/// The test program whose `the_systemd_*` tests need systemd.
+const SYSTEMD_TESTS: &str = "vm_cgroup";
+
+/// The kernel crate's tests of what only systemd can do, in the VM, where it runs.
+fn systemd_tests(vm: &NodeVm) -> Result<Tally> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    let cgroup_tests = build_tests("vm")?.into_iter().filter(|binary| binary.name == SYSTEMD_TESTS);
+    for binary in cgroup_tests {
+        let stripped = tempfile::NamedTempFile::new()?;
+        let to = stripped.path().display().to_string();
+        Run::new("strip").args(["-o", &to, &binary.path.display().to_string()]).check()?;
+        let script = "cat > /root/test; chmod 755 /root/test; export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=all
+            /root/test --test-threads 1 --show-output the_systemd_ 2>&1";
+        let output = vm.run(script, &fs::read(stripped.path())?, Duration::from_secs(60) * vm.patience())?;
+        let mut results = LibtestOutput::new(&binary.name, false, Instant::now());
+        output.stdout.lines().for_each(|line| results.line(line, Instant::now()));
+        if !output.success() || results.tally.passed == 0 {
+            println!("{}", output.text());
+            if results.tally.failed.is_empty() {
+                let failed = format!("{} in the node VM ended with {}", binary.name, output.code);
+                results.tally.failed.push(failed);
+            }
+        }
+        tally.add(results.tally);
+    }
+    println!(
+        "---- tests of the systemd driver in the node VM: {tally} ({:.1} s)",
+        start.elapsed().as_secs_f32()
+    );
     Ok(tally)
 }
 
