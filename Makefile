@@ -20,7 +20,8 @@ check: ## format, lints, tidy, licences (and cargo-deny where it is installed)
 	@scripts/install-deps build
 	@$(INTEGRATION) check
 
-test: deps ## every tier this machine can run; LONGSHORE_TIERS=all makes a skipped tier a failure
+test: ## every tier this machine can run; LONGSHORE_TIERS=all makes a skipped tier a failure
+	@scripts/install-deps || echo "make test: going on with the tiers that can run without these"
 	@$(INTEGRATION) test
 
 test-unit: ## tiers 0 and 1: pure decisions and the daemon on fakes; needs nothing
