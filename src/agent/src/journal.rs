@@ -118,8 +118,8 @@ fn compact(path: &Path, left: &BTreeMap<PodUid, Noted>) -> io::Result<File> {
             file.set_len(0)?;
             Ok(file)
         })?;
-    let lines = left.iter().map(|(uid, left)| Line::May { uid: uid.clone(), left: left.clone() });
-    let written = lines.map(|line| append(&mut file, &line)).collect::<io::Result<()>>();
+    let mut lines = left.iter().map(|(uid, left)| Line::May { uid: uid.clone(), left: left.clone() });
+    let written = lines.try_for_each(|line| append(&mut file, &line));
     if let Err(error) = written.and_then(|()| std::fs::rename(&fresh, path)) {
         // What could be written takes space that is missing elsewhere. The next try truncates it anyway.
         let _ = std::fs::remove_file(&fresh);

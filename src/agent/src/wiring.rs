@@ -225,6 +225,29 @@ impl Hooks for HookRunner {
     }
 }
 
+/// What follows the runtime's events and health; `up` is told when the runtime answers.
+fn follower(
+    pods: &Pods,
+    runtime: &Runtime,
+    up: watch::Sender<bool>,
+    messages: ExitMessages,
+    clock: Clock,
+) -> Arc<Follower> {
+    Arc::new(Follower {
+        clock,
+        pods: pods.clone(),
+        observer: runtime.observer(),
+        events: runtime.events.clone(),
+        info: runtime.info.clone(),
+        health: watch::Sender::new(not_asked(clock.now())),
+        up,
+        check: Notify::new(),
+        audit: Notify::new(),
+        relisting: watch::Sender::new(false),
+        messages,
+    })
+}
+
 impl NodeHalf {
     /// Everything constructed, nothing running yet. `state` is the daemon's own folder.
     pub fn new(
@@ -282,21 +305,8 @@ impl NodeHalf {
         tasks.spawn(prober.run(Arc::new(move |verdict| {
             verdicts.verdict(&verdict.pod, verdict.container, verdict.kind, verdict.result);
         })));
-        let health = watch::Sender::new(not_asked(now));
-        let health_reader = health.subscribe();
-        let follower = Arc::new(Follower {
-            clock,
-            pods: pods.clone(),
-            observer: runtime.observer(),
-            events: runtime.events.clone(),
-            info: runtime.info.clone(),
-            health,
-            up,
-            check: Notify::new(),
-            audit: Notify::new(),
-            relisting: watch::Sender::new(false),
-            messages: messages.clone(),
-        });
+        let follower = follower(&pods, &runtime, up, messages, clock);
+        let health_reader = follower.health.subscribe();
         let alone = dataplane.clone().filter(|_| upstream.is_none());
         let to_services = alone.map(|dataplane| tasks.serve_alone(dataplane, &node, pods.view()));
         let sourcing = Arc::new(Sourcing::new(pods.clone(), objects.clone(), to_services));

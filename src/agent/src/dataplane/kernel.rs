@@ -228,7 +228,7 @@ impl Kernel {
     /// Whether the kernel takes the chains that nftables mode needs: written to a table of their own
     /// that no packet passes, and taken away again.
     pub(super) async fn probe_nftables(&self, wanted: &NftTable) -> Result<(), NftError> {
-        let table = TableKey::new(Family::Ip, &format!("{TABLE}-probe"));
+        let table = TableKey::new(Family::Ip, format!("{TABLE}-probe"));
         if self.nft.tables().await?.contains(&table_key(false)) {
             // An earlier run was served by them.
             return Ok(());

@@ -51,7 +51,7 @@ const MAX_SKIPPED_SHOWN: usize = 100;
 enum Mode {
     /// Not tried yet.
     Unknown,
-    Serving(Served),
+    Serving(Box<Served>),
     /// Nothing does, and why; pods run all the same.
     None {
         reason: String,
@@ -437,7 +437,7 @@ impl Engine {
             let link = served.kernel.routes.ensure_dummy(DEVICE).await?;
             self.counters.drift += u64::from(link.index != known.index);
             served.link = Some(link);
-            self.mode = Mode::Serving(served.clone());
+            self.mode = Mode::Serving(Box::new(served.clone()));
         }
         let mut dump = self.read(&served).await?;
         let rewritten = self.ensure_chains(&served, &dump).await?;

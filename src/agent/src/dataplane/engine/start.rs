@@ -37,7 +37,7 @@ impl Engine {
                 let reason = &served.reason;
                 let mode = mode_name(served.back_end);
                 tracing::info!(mode, reason, objects = self.applied.len(), "Services are served");
-                self.mode = Mode::Serving(served);
+                self.mode = Mode::Serving(Box::new(served));
             }
             Err(error) => {
                 let reason = unavailable(&error);
