@@ -143,6 +143,127 @@ The exit code is the command's own.")]
         #[arg(required = true, last = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
+    /// Attach to the process a container was started with
+    #[command(after_help = "Examples:
+  longshore attach web               see what it writes from now on
+  longshore attach -i shop/console   and type into it, where its spec has stdin: true")]
+    Attach {
+        /// Container; else the pod's first
+        #[arg(short, long)]
+        container: Option<String>,
+        /// Pass stdin on
+        #[arg(short = 'i', long)]
+        stdin: bool,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        at: Where,
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+    },
+    /// Forward local ports into a pod
+    #[command(after_help = "Examples:
+  longshore port-forward web 8080:80      http://127.0.0.1:8080 is port 80 of the pod
+  longshore port-forward shop/db 5432     the same port on both sides
+  longshore port-forward web :80 :443     free local ports, told when they listen")]
+    PortForward {
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+        /// LOCAL:REMOTE, PORT for both, or :REMOTE for a free local port
+        #[arg(required = true, value_name = "PORTS")]
+        ports: Vec<crate::port_forward::Ports>,
+        /// Local address to listen on
+        #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+        address: std::net::IpAddr,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Copy files into or out of a container, which needs a tar
+    #[command(after_help = "Examples:
+  longshore cp web:/var/log/app.log .      out of the pod, into this folder
+  longshore cp page.html web:/srv          into the pod's folder /srv
+  longshore cp shop/db:/data ./backup -c main")]
+    Cp {
+        /// PATH here, or POD:PATH
+        from: String,
+        /// A folder: PATH here, or POD:PATH
+        to: String,
+        /// Container; else the pod's first
+        #[arg(short, long)]
+        container: Option<String>,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show what pods or the node use now
+    #[command(after_help = "Examples:
+  longshore top                  pods, the most busy first
+  longshore top pod -c -n shop   containers of one namespace
+  longshore top node
+  longshore top -o json | jq '.[] | select(.memoryBytes > 1e9).pod'")]
+    Top {
+        /// `pod` or `node`
+        #[arg(value_parser = ["pod", "pods", "node"], default_value = "pod")]
+        what: String,
+        /// Containers instead of pods
+        #[arg(short, long)]
+        containers: bool,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show a pod's cgroups: what they hold beside what they may
+    #[command(after_help = "Examples:
+  longshore cgroups pod/web
+  longshore cgroups shop/db -o wide   with swap, pressure and paths")]
+    Cgroups {
+        /// NAME, NAMESPACE/NAME or pod/NAME
+        pod: String,
+        /// Parent of the kubepods cgroup, as cgroupRoot of the configuration
+        #[arg(long, value_name = "CGROUP", default_value = "")]
+        cgroup_root: String,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// Show what is mounted for pods, and mounts no pod accounts for
+    #[command(after_help = "Examples:
+  longshore mounts               all pods, orphans last
+  longshore mounts pod/web -o wide")]
+    Mounts {
+        /// NAME, NAMESPACE/NAME or pod/NAME; else all
+        pod: Option<String>,
+        /// Folder of the pods' volumes
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+        root_dir: PathBuf,
+        #[command(flatten)]
+        namespace: Namespace,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+    /// List the node's images, or say what a collection would remove
+    #[command(after_help = "Examples:
+  longshore images
+  longshore images gc --dry-run   what would go now, and why the rest stays")]
+    Images {
+        #[command(subcommand)]
+        command: Option<ImagesCommand>,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
     /// Say in one sentence why a pod or the node is as it is, and what to do
     #[command(after_help = "Examples:
   longshore why pod/web
@@ -213,6 +334,22 @@ Examples:
     },
     /// Show the versions of this command, the agent and the runtime
     Version {
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+pub enum ImagesCommand {
+    /// Say what a collection would remove now; the agent collects by itself
+    #[command(after_help = "Example:
+  longshore images gc --dry-run -o json | jq '.plan.images[] | select(.verdict.remove).names[0]'")]
+    Gc {
+        /// Only say it
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         out: Out,
         #[command(flatten)]

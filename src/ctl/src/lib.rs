@@ -3,22 +3,28 @@
 
 pub mod age;
 pub mod args;
+pub mod cgroups;
 pub mod client;
 pub mod conntrack;
+pub mod cp;
 pub mod describe;
 pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod get;
+pub mod images;
 pub mod logs;
+pub mod mounts;
 pub mod output;
 pub mod pods;
+pub mod port_forward;
 pub mod ps;
 pub mod shell;
 pub mod status_column;
 pub mod svc;
 pub mod target;
 pub mod timeline;
+pub mod top;
 pub mod version;
 pub mod why;
 
@@ -28,7 +34,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 pub use args::CtlCommand;
-use args::{LogOptions, Namespace, Out, SvcCommand, Where};
+use args::{ImagesCommand, LogOptions, Namespace, Out, SvcCommand, Where};
 use error::CliError;
 use output::Screen;
 use pods::Node;
@@ -87,6 +93,17 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
             let request = exec::Request { container, stdin, tty, command };
             return exec::run(&node(&at), &pod_name(&pod, &namespace)?, &request).await;
         }
+        CtlCommand::Attach { container, stdin, namespace, at, pod } => {
+            let request = exec::Request { container, stdin, tty: false, command: Vec::new() };
+            return exec::attach(&node(&at), &pod_name(&pod, &namespace)?, &request).await;
+        }
+        CtlCommand::PortForward { pod, ports, address, namespace, at } => {
+            port_forward::run(&node(&at), &pod_name(&pod, &namespace)?, address, &ports).await?;
+        }
+        CtlCommand::Cp { from, to, container, namespace, at } => {
+            let end = |text: &str| cp::End::parse(text, namespace.namespace.as_deref());
+            cp::run(&node(&at), &end(&from)?, &end(&to)?, container.as_deref()).await?;
+        }
         CtlCommand::Why { subject, namespace, out, at } => {
             why::run(&node(&at), &screen(&out), &subject, namespace.namespace.as_deref()).await?;
         }
@@ -97,12 +114,38 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
         CtlCommand::Conntrack { stale, out, at } => {
             return conntrack::run(&node(&at), &screen(&out), stale).await;
         }
+        command @ (CtlCommand::Top { .. }
+        | CtlCommand::Cgroups { .. }
+        | CtlCommand::Mounts { .. }
+        | CtlCommand::Images { .. }) => run_usage(command).await?,
         CtlCommand::Doctor { root_dir, out, at } => {
             return doctor::run(&node(&at), &screen(&out), &root_dir).await;
         }
         CtlCommand::Version { out, at } => version::run(&node(&at), &screen(&out)).await?,
     }
     Ok(0)
+}
+
+/// Commands about what pods use of the node.
+async fn run_usage(command: CtlCommand) -> Result<(), CliError> {
+    match command {
+        CtlCommand::Top { what, out, .. } if what == "node" => top::whole_node(&screen(&out)).await,
+        CtlCommand::Top { containers, namespace, out, at, .. } => {
+            top::pods(&node(&at), &screen(&out), namespace.namespace.as_deref(), containers).await
+        }
+        CtlCommand::Cgroups { pod, cgroup_root, namespace, out, at } => {
+            cgroups::run(&node(&at), &screen(&out), &pod_name(&pod, &namespace)?, &cgroup_root).await
+        }
+        CtlCommand::Mounts { pod, root_dir, namespace, out, at } => {
+            let pod = pod.map(|pod| pod_name(&pod, &namespace)).transpose()?;
+            mounts::run(&node(&at), &screen(&out), pod.as_ref(), &root_dir).await
+        }
+        CtlCommand::Images { command: Some(ImagesCommand::Gc { dry_run, out, at }), .. } => {
+            images::gc(&node(&at), &screen(&out), dry_run).await
+        }
+        CtlCommand::Images { out, at, .. } => images::list(&node(&at), &screen(&out)).await,
+        _ => Ok(()),
+    }
 }
 
 async fn run_svc(command: SvcCommand) -> Result<u8, CliError> {

@@ -115,11 +115,7 @@ mod tests {
         longshore_ctl::shell::man_pages(Cli::command(), folder.path()).unwrap();
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = command.get_name();
-            assert!(
-                script.contains(&format!("longshore__subcmd__{name}"))
-                    || script.contains(&format!("longshore__{name}")),
-                "{name}"
-            );
+            assert!(script.contains(&format!("longshore,{name})")), "{name}");
             assert!(folder.path().join(format!("longshore-{name}.1")).exists(), "{name}");
         }
     }

@@ -1,5 +1,6 @@
-//! `longshore exec`: runs a command in a container over the runtime's streaming server, with stdin and
-//! its end, a terminal, and the command's own exit code. No daemon and no API server are needed.
+//! `longshore exec` and `attach`: a command in a container, or the container's own process, over the
+//! runtime's streaming server, with stdin and its end, a terminal, and the command's own exit code. No
+//! daemon and no API server are needed.
 
 pub mod spdy;
 pub mod terminal;
@@ -13,7 +14,7 @@ use longshore_cri::{StreamIo, Streams};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use self::spdy::session::{self, ExecEnd, LocalEnds, TerminalSize, Wanted};
+use self::spdy::session::{self, ExecEnd, LocalEnds, SessionError, TerminalSize, Wanted};
 use self::terminal::RawMode;
 use crate::error::{CliError, chain};
 use crate::pods::{Node, NodePod};
@@ -44,10 +45,53 @@ pub async fn run(node: &Node, name: &PodName, request: &Request) -> Result<u8, C
         .exec_url(&container.id, &request.command, io)
         .await
         .map_err(|error| CliError::new(error.one_line()).hint("longshore doctor checks the runtime"))?;
-    let connection = upgrade::open(&url).await?;
+    match stream(&url, wanted).await? {
+        Ok(ExecEnd::Exited(code)) => Ok(code.clamp(0, 255) as u8),
+        Ok(ExecEnd::Refused(message)) => Err(refused(&pod, request, &message)),
+        Err(error) => Err(broken(&error)),
+    }
+}
+
+/// Attaches to a container's own process; its exit code is not told by the runtime.
+pub async fn attach(node: &Node, name: &PodName, request: &Request) -> Result<u8, CliError> {
+    let pod = node.pod(name).await?;
+    let container = running(&pod, request.container.as_deref())?;
+    // Whether there is a terminal was decided when the container was made.
+    let tty = has_terminal(&pod, container.name.as_str()).unwrap_or(request.tty);
+    let wanted = Wanted { stdin: request.stdin, tty };
+    let io = StreamIo { tty, stdin: wanted.stdin, stdout: true, stderr: !tty };
+    let url = node
+        .cri()?
+        .attach_url(&container.id, io)
+        .await
+        .map_err(|error| CliError::new(error.one_line()).hint("longshore doctor checks the runtime"))?;
+    match stream(&url, wanted).await? {
+        Ok(ExecEnd::Exited(code)) => Ok(code.clamp(0, 255) as u8),
+        Ok(ExecEnd::Refused(message)) => Err(CliError::new(format!(
+            "cannot attach to container {} of pod {}: {message}",
+            container.name,
+            pod.key()
+        ))),
+        // The process ended, and an attachment has no exit code of its own.
+        Err(SessionError::NoStatus) => Ok(0),
+        Err(error) => Err(broken(&error)),
+    }
+}
+
+/// The spec's `tty`; `None` where the daemon, which has the spec, is down.
+fn has_terminal(pod: &NodePod, container: &str) -> Option<bool> {
+    let spec = pod.view.as_ref()?.pod.spec.as_ref()?;
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let found = all.into_iter().find(|given| given.name == container)?;
+    Some(found.tty.unwrap_or(false))
+}
+
+/// Carries this program's own streams until the session ends or a signal comes.
+async fn stream(url: &str, wanted: Wanted) -> Result<Result<ExecEnd, SessionError>, CliError> {
+    let connection = upgrade::open(url, upgrade::REMOTE_COMMAND).await?;
     let (sizes_in, sizes) = mpsc::channel(4);
-    let raw = if tty && wanted.stdin { RawMode::enter()? } else { None };
-    let resizes = tokio::spawn(send_sizes(sizes_in, tty));
+    let raw = if wanted.tty && wanted.stdin { RawMode::enter()? } else { None };
+    let resizes = tokio::spawn(send_sizes(sizes_in, wanted.tty));
     let local = LocalEnds {
         stdin: tokio::io::stdin(),
         stdout: tokio::io::stdout(),
@@ -63,13 +107,11 @@ pub async fn run(node: &Node, name: &PodName, request: &Request) -> Result<u8, C
     };
     resizes.abort();
     drop(raw);
-    match end {
-        Ok(ExecEnd::Exited(code)) => Ok(code.clamp(0, 255) as u8),
-        Ok(ExecEnd::Refused(message)) => Err(refused(&pod, request, &message)),
-        Err(error) => {
-            Err(CliError::new(chain(&error)).hint("longshore ps shows whether the container still runs"))
-        }
-    }
+    Ok(end)
+}
+
+fn broken(error: &SessionError) -> CliError {
+    CliError::new(chain(error)).hint("longshore ps shows whether the container still runs")
 }
 
 fn refused(pod: &NodePod, request: &Request, message: &str) -> CliError {
@@ -81,7 +123,7 @@ fn refused(pod: &NodePod, request: &Request, message: &str) -> CliError {
     error
 }
 
-fn running<'a>(pod: &'a NodePod, wanted: Option<&str>) -> Result<&'a ObservedContainer, CliError> {
+pub(crate) fn running<'a>(pod: &'a NodePod, wanted: Option<&str>) -> Result<&'a ObservedContainer, CliError> {
     let name = pod.container(wanted)?;
     let newest = pod.observed.containers.iter().find(|container| container.name.as_str() == name);
     match newest {

@@ -14,9 +14,15 @@ use crate::error::{CliError, chain};
 const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_REFUSAL_BYTES: usize = 4096;
 
-/// Opens the one-use URL the runtime gave and returns the connection, switched to SPDY/3.1.
-pub async fn open(url: &str) -> Result<TokioIo<Upgraded>, CliError> {
-    tokio::time::timeout(DEADLINE, switch(url)).await.unwrap_or_else(|_| {
+/// What is spoken in the streams of exec and attach.
+pub const REMOTE_COMMAND: &str = "v4.channel.k8s.io";
+/// What is spoken in the streams of port-forward.
+pub const PORT_FORWARD: &str = "portforward.k8s.io";
+
+/// Opens the one-use URL the runtime gave and returns the connection, switched to SPDY/3.1 with this
+/// protocol in its streams.
+pub async fn open(url: &str, protocol: &str) -> Result<TokioIo<Upgraded>, CliError> {
+    tokio::time::timeout(DEADLINE, switch(url, protocol)).await.unwrap_or_else(|_| {
         Err(CliError::new(format!(
             "the runtime's streaming server gave no answer within {} s",
             DEADLINE.as_secs()
@@ -24,7 +30,7 @@ pub async fn open(url: &str) -> Result<TokioIo<Upgraded>, CliError> {
     })
 }
 
-async fn switch(url: &str) -> Result<TokioIo<Upgraded>, CliError> {
+async fn switch(url: &str, wanted: &str) -> Result<TokioIo<Upgraded>, CliError> {
     let (address, target) = address(url)?;
     let stream = TcpStream::connect(&address).await.map_err(|error| {
         CliError::new(format!("cannot reach the runtime's streaming server on {address}: {error}"))
@@ -40,7 +46,7 @@ async fn switch(url: &str) -> Result<TokioIo<Upgraded>, CliError> {
         .header(header::HOST, &address)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "SPDY/3.1")
-        .header("X-Stream-Protocol-Version", "v4.channel.k8s.io")
+        .header("X-Stream-Protocol-Version", wanted)
         .header(header::CONTENT_LENGTH, 0)
         .body(Empty::<Bytes>::new())
         .map_err(|error| CliError::new(error.to_string()))?;
@@ -53,9 +59,9 @@ async fn switch(url: &str) -> Result<TokioIo<Upgraded>, CliError> {
         return Err(CliError::new(format!("the runtime's streaming server refused: {status} {text}")));
     }
     let protocol = response.headers().get("X-Stream-Protocol-Version").cloned();
-    if protocol.as_ref().is_some_and(|protocol| protocol != "v4.channel.k8s.io") {
+    if protocol.as_ref().is_some_and(|protocol| protocol != wanted) {
         return Err(CliError::new(format!(
-            "the runtime's streaming server chose {protocol:?}, not v4.channel.k8s.io"
+            "the runtime's streaming server chose {protocol:?}, not {wanted}"
         )));
     }
     let upgraded = hyper::upgrade::on(response)
@@ -69,8 +75,10 @@ fn address(url: &str) -> Result<(String, String), CliError> {
     let bad = || CliError::new(format!("the runtime gave a streaming URL that makes no sense: {url}"));
     let uri: Uri = url.parse().map_err(|_| bad())?;
     if uri.scheme_str() == Some("https") {
-        return Err(CliError::new("the runtime's streaming server wants TLS, which exec does not speak")
-            .hint("turn it off for the local server (containerd: enable_tls_streaming = false)"));
+        return Err(CliError::new(
+            "the runtime's streaming server wants TLS, which this command does not speak",
+        )
+        .hint("turn it off for the local server (containerd: enable_tls_streaming = false)"));
     }
     let host = match uri.host().ok_or_else(bad)? {
         // A server that listens everywhere says so instead of an address.
@@ -147,7 +155,7 @@ mod tests {
         ];
         for (answer, expected) in cases {
             let url = answering(answer).await;
-            match (open(&url).await, expected) {
+            match (open(&url, REMOTE_COMMAND).await, expected) {
                 (Ok(mut io), None) => {
                     let mut first = [0; 4];
                     io.read_exact(&mut first).await.unwrap();
