@@ -3,8 +3,6 @@
 //! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
 //! `target/bench/services.jsonl`. Figures are reported, never asserted.
 
-#![allow(clippy::unwrap_used)] // A bench that cannot go on ends with the reason.
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -41,8 +39,12 @@ struct Report(File);
 impl Report {
     fn new() -> Report {
         let folder = workspace().join("target/bench");
-        fs::create_dir_all(&folder).unwrap();
-        let file = File::options().create(true).append(true).open(folder.join("services.jsonl")).unwrap();
+        fs::create_dir_all(&folder).expect("a folder for the figures and inputs");
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(folder.join("services.jsonl"))
+            .expect("a file for the output");
         Report(file)
     }
 
@@ -53,7 +55,7 @@ impl Report {
         let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
         let line = json!({"figure": name, "services": services, "endpoints": endpoints, "unit": unit,
             "n": values.len(), "p50": p50, "p99": p99, "max": max, "goal": goal, "peer": peer});
-        writeln!(self.0, "{line}").unwrap();
+        writeln!(self.0, "{line}").expect("the figure is written");
         println!(
             "{name:<44} {services:>6} x {endpoints:<7} p50 {p50:>9.3}  p99 {p99:>9.3}  max {max:>9.3} {unit} (n={})  goal {goal}",
             values.len()
@@ -62,11 +64,11 @@ impl Report {
 }
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is the folder above").to_owned()
 }
 
 fn address(of: u32, number: usize) -> Ipv4Addr {
-    Ipv4Addr::from(of + u32::try_from(number).unwrap())
+    Ipv4Addr::from(of + u32::try_from(number).expect("an address in range"))
 }
 
 fn cluster_ip(service: usize) -> Ipv4Addr {
@@ -92,12 +94,14 @@ fn slice_json(service: usize, first: usize, count: usize) -> Value {
 }
 
 fn slice(service: usize, first: usize, count: usize) -> Change {
-    Change::Slice(Box::new(serde_json::from_value(slice_json(service, first, count)).unwrap()))
+    Change::Slice(Box::new(
+        serde_json::from_value(slice_json(service, first, count)).expect("an object of the bench is valid"),
+    ))
 }
 
 fn population(services: usize, endpoints: usize) -> Vec<Change> {
     let of = |number| {
-        let service = serde_json::from_value(service_json(number)).unwrap();
+        let service = serde_json::from_value(service_json(number)).expect("an object of the bench is valid");
         [Change::Service(Box::new(service)), slice(number, 0, endpoints)]
     };
     (0..services).flat_map(of).chain([Change::SourcesSynced]).collect()
@@ -125,7 +129,7 @@ impl Running {
         let mut synced = self.handle.synced();
         let began = Instant::now();
         changes.into_iter().for_each(|change| self.handle.tell(change));
-        synced.wait_for(|synced| *synced).await.unwrap();
+        synced.wait_for(|synced| *synced).await.expect("the dataplane task lives");
         milliseconds(began)
     }
 
@@ -135,13 +139,13 @@ impl Running {
         let writes = view.borrow_and_update().counters.writes;
         let began = Instant::now();
         self.handle.tell(change);
-        view.wait_for(|view| view.counters.writes > writes).await.unwrap();
+        view.wait_for(|view| view.counters.writes > writes).await.expect("the dataplane task lives");
         milliseconds(began)
     }
 
     async fn stop(self) {
         self.stop.cancel();
-        self.task.await.unwrap();
+        self.task.await.expect("the dataplane task ended well");
     }
 }
 
@@ -152,9 +156,9 @@ fn milliseconds(since: Instant) -> f64 {
 /// Run in a network namespace of its own; the runtime's threads are born into it.
 fn in_netns(body: impl AsyncFnOnce() + Send) {
     netns::run_in_new(|| {
-        Runtime::new().unwrap().block_on(body());
+        Runtime::new().expect("a runtime").block_on(body());
     })
-    .unwrap();
+    .expect("the step in its namespace succeeds");
 }
 
 /// Sync from empty, changes, a restart and an audit at one size.
@@ -191,7 +195,7 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
         let one = service_json(services);
         let mut added = Vec::new();
         for _ in 0..CHANGES / 4 {
-            let service = serde_json::from_value(one.clone()).unwrap();
+            let service = serde_json::from_value(one.clone()).expect("an object of the bench is valid");
             added.push(running.change(Change::Service(Box::new(service))).await);
             let key = longshore_core::ids::ObjectKey::new("bench", format!("s{services}").as_str());
             added.push(running.change(Change::ServiceGone(key)).await);
@@ -210,7 +214,7 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
         tell("restart over an unchanged table", "ms", vec![restart], Value::Null, Value::Null);
         tell("writes of that restart", "writes", vec![writes as f64], json!(0), Value::Null);
         let began = Instant::now();
-        let drift = again.handle.audit().await.unwrap();
+        let drift = again.handle.audit().await.expect("the audit answers");
         assert_eq!(drift, 0, "nobody else touched the table");
         tell("audit of an unchanged table", "ms", vec![milliseconds(began)], Value::Null, Value::Null);
         let writes = again.handle.view().counters.writes - writes;
@@ -247,14 +251,14 @@ fn large_service(report: &mut Report) {
 /// The whole daemon, alone as a kube-proxy, over a folder of files.
 fn memory(report: &mut Report) {
     for (services, endpoints) in [(10usize, 10usize), (10_000, 10)] {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let manifests = folder.path().join("manifests");
-        fs::create_dir(&manifests).unwrap();
+        fs::create_dir(&manifests).expect("a folder for the figures and inputs");
         for part in 0..services.div_ceil(200) {
             let objects = (part * 200..services.min((part + 1) * 200))
                 .flat_map(|number| [service_json(number), slice_json(number, 0, endpoints)]);
             let text: String = objects.map(|object| format!("---\n{object}\n")).collect();
-            fs::write(manifests.join(format!("{part:03}.yaml")), text).unwrap();
+            fs::write(manifests.join(format!("{part:03}.yaml")), text).expect("a manifest is written");
         }
         netns::run_in_new(|| {
             command("ip link set lo up");
@@ -266,13 +270,13 @@ fn memory(report: &mut Report) {
                 .arg("--manifests")
                 .arg(&manifests)
                 .env("NOTIFY_SOCKET", "")
-                .stdout(File::create(folder.path().join("log")).unwrap())
-                .stderr(File::create(folder.path().join("errors")).unwrap())
+                .stdout(File::create(folder.path().join("log")).expect("a file for the output"))
+                .stderr(File::create(folder.path().join("errors")).expect("a file for the output"))
                 .spawn()
-                .unwrap();
+                .expect("the step in its namespace succeeds");
             let expected = services * (endpoints + 2);
             let there = wait_for_elements(expected);
-            assert!(there, "{}", fs::read_to_string(folder.path().join("errors")).unwrap());
+            assert!(there, "{}", fs::read_to_string(folder.path().join("errors")).expect("the file can be read"));
             std::thread::sleep(Duration::from_secs(5));
             for (name, field, goal) in [
                 ("resident memory of the daemon, proxy role", "VmRSS", json!(80)),
@@ -290,10 +294,10 @@ fn memory(report: &mut Report) {
                     peer: if large { peer } else { Value::Null },
                 });
             }
-            daemon.kill().unwrap();
-            daemon.wait().unwrap();
+            daemon.kill().expect("the daemon can be ended");
+            daemon.wait().expect("the daemon can be waited for");
         })
-        .unwrap();
+        .expect("the step in its namespace succeeds");
     }
 }
 
@@ -301,8 +305,8 @@ fn memory(report: &mut Report) {
 fn wait_for_elements(expected: usize) -> bool {
     use longshore_core::ruleset::nft::{Family, TableKey};
     use longshore_kernel::nft::{Nft, RealNft};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let nft = RealNft::open().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let nft = RealNft::open().expect("nf_tables opens");
     let deadline = Instant::now() + Duration::from_secs(120);
     while Instant::now() < deadline {
         let dump = runtime.block_on(nft.dump(&TableKey::new(Family::Ip, "longshore")));
@@ -316,14 +320,19 @@ fn wait_for_elements(expected: usize) -> bool {
 }
 
 fn resident(pid: u32, field: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the file can be read");
+    let line = status.lines().find(|line| line.starts_with(field)).expect("the field is there");
+    line.split_whitespace()
+        .nth(1)
+        .expect("the field is a number")
+        .parse::<f64>()
+        .expect("the field is a number")
+        / 1024.0
 }
 
 fn command(line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    let output = Command::new(words[0]).args(&words[1..]).output().expect("the program runs");
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -342,9 +351,10 @@ impl Drop for Host {
 
 impl Host {
     fn new(name: &str, prefix: &str) -> Host {
-        let child = Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
+        let child =
+            Command::new("unshare").args(["-n", "sleep", "600"]).spawn().expect("a network namespace");
         let pid = child.id();
-        let own = NetNs::current().unwrap().id();
+        let own = NetNs::current().expect("the own network namespace").id();
         let net = loop {
             match NetNs::of_process(pid) {
                 Ok(net) if net.id() != own => break net,
@@ -360,7 +370,7 @@ impl Host {
             command("ip link set eth0 up");
             command(&format!("ip route add default via {prefix}.254"));
         })
-        .unwrap();
+        .expect("the step in its namespace succeeds");
         Host { child, net }
     }
 }
@@ -372,13 +382,13 @@ fn rate(client: &Host, to: SocketAddr) -> f64 {
         .run(|| {
             let began = Instant::now();
             for _ in 0..CONNECTIONS {
-                let stream = TcpStream::connect(to).unwrap();
+                let stream = TcpStream::connect(to).expect("a connection");
                 // A reset leaves no port waiting behind.
-                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger is set");
             }
             CONNECTIONS as f64 / began.elapsed().as_secs_f64()
         })
-        .unwrap()
+        .expect("the step in its namespace succeeds")
 }
 
 fn connections(report: &mut Report) {
@@ -386,17 +396,20 @@ fn connections(report: &mut Report) {
         in_netns(async || {
             command("ip link set lo up");
             let (client, server) = (Host::new("client", "10.1.0"), Host::new("server", "10.2.0"));
-            let listener = server.net.run(|| TcpListener::bind("0.0.0.0:8080").unwrap()).unwrap();
+            let listener =
+                server.net.run(|| TcpListener::bind("0.0.0.0:8080").expect("a port")).expect("a port");
             std::thread::spawn(move || listener.incoming().for_each(drop));
             let running = Running::start();
             let mut all = population(services, 10);
             let one = json!({"metadata": {"name": "s0-x", "namespace": "bench", "labels": {"kubernetes.io/service-name": "s0"}},
                 "addressType": "IPv4", "ports": [{"name": "p", "port": 8080}], "endpoints": [{"addresses": ["10.2.0.1"]}]});
-            let one = Change::Slice(Box::new(serde_json::from_value(one).unwrap()));
+            let one = Change::Slice(Box::new(
+                serde_json::from_value(one).expect("an object of the bench is valid"),
+            ));
             all.insert(all.len() - 1, one);
             running.fill(all).await;
             let through = SocketAddr::new(cluster_ip(0).into(), 80);
-            let direct: SocketAddr = "10.2.0.1:8080".parse().unwrap();
+            let direct: SocketAddr = "10.2.0.1:8080".parse().expect("an address");
             // By turns, so that both see the same machine.
             let turns: Vec<(f64, f64)> =
                 (0..9).map(|_| (rate(&client, direct), rate(&client, through))).collect();

@@ -65,7 +65,7 @@ copied to {MANIFESTS}. The pods may still be starting.
   longshore timeline pod/web-0        every step of its start, with times
   longshore logs batch                what a container printed
   longshore exec web-0 -- /web get http://127.0.0.1:8080/
-  longshore svc list                  Services; `svc explain 10.96.0.80:80` for one
+  longshore svc list                  Services; more by `svc explain web`
   curl 10.96.0.80                     a different pod answers each time
   busybox vi {MANIFESTS}/web.yaml     an edited pod is replaced
   systemctl restart longshore         no container is restarted by it

@@ -186,7 +186,7 @@ mod tests {
         // 8 GiB of memory, 4 GiB of swap.
         let both = |request: &str, limit: &str| json!({"requests": {"memory": request}, "limits": {"memory": limit}});
         let cases = [
-            (true, 0, json!({"requests": {"memory": "2Gi"}}), 1 << 30),
+            (true, 0, json!({"requests": {"memory": "2Gi"}}), 1_u64 << 30),
             (true, 0, both("1Gi", "2Gi"), 1 << 29),
             (true, 0, both("80Gi", "90Gi"), 4 << 30),
             (true, 0, json!({}), 0),

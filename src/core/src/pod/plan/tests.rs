@@ -462,7 +462,7 @@ fn time_up_ends_everyone_and_shorter_grace_begins_again() {
     assert_eq!(graces(&shorter), []);
     fixture.local.in_flight.clear();
     fixture.lifecycle = shorter.lifecycle;
-    assert_eq!(graces(&plan(&fixture.snapshot())), [("a".to_owned(), 5, true)]);
+    assert_eq!(graces(&plan(&fixture.snapshot())), [("a".to_owned(), 5, false)]);
     fixture.now = at(110);
     assert_eq!(graces(&plan(&fixture.snapshot())), [("a".to_owned(), 2, false), ("s".to_owned(), 2, false)]);
     fixture.desired.deletion.as_mut().unwrap().grace_seconds = 0;
