@@ -249,9 +249,13 @@ impl Plane {
 /// The node with its neighbours: client, pod a, pod b.
 fn hosts() -> [Host; 3] {
     sh("ip link set lo up");
-    for (path, value) in
-        [("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/conf/all/route_localnet", "1")]
-    {
+    for (path, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/conf/all/route_localnet", "1"),
+        // Redirects to a pod that reaches itself use up the answers a peer may be sent per second.
+        ("ipv4/icmp_ratelimit", "0"),
+    ] {
         std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap();
     }
     let client = Host::new("client", "203.0.113", "fd00:203");
@@ -337,6 +341,8 @@ fn packets_go_where_services_say_and_keep_or_lose_their_source() {
             assert_eq!(from(&client, to), "ConnectionRefused", "{to}");
             assert_eq!(answers(to), "ConnectionRefused", "{to} from the node");
         }
+        let udp = client.net.run(|| ask_udp("10.96.0.4:53")).unwrap();
+        assert_eq!(udp, "ConnectionRefused", "{variant:?}");
         for to in ["10.96.0.5:80", "203.0.113.254:30085", "[fd00:96::5]:80"] {
             assert_eq!(from(&client, to), "TimedOut", "{to}");
         }
