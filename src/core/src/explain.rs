@@ -135,9 +135,23 @@ pub fn explain(facts: Facts<'_>, query: &Query) -> Explanation {
 
 fn find<'a>(facts: Facts<'a>, query: &Query) -> Option<(&'a Arc<ServicePortState>, FrontendKind)> {
     let (addr, port) = (query.dst.ip(), query.dst.port());
+    if let Some(state) = on_loopback(facts, query) {
+        return Some((state, FrontendKind::NodePort));
+    }
     let state = facts.desired.holder(&Claim::Frontend { addr, port, protocol: query.protocol })?;
     let mut all = render_ipvs::frontends(state, facts.desired.node());
     all.find(|(_, at, number)| *at == addr && *number == port).map(|(kind, ..)| (state, kind))
+}
+
+/// The Service whose node port the node asks for on its own loopback: iptables mode alone serves that, by
+/// IPv4 alone.
+fn on_loopback<'a>(facts: Facts<'a>, query: &Query) -> Option<&'a Arc<ServicePortState>> {
+    let (addr, port) = (query.dst.ip(), query.dst.port());
+    let served = query.origin == Origin::Node
+        && matches!(facts.desired.back_end(), BackEnd::Iptables)
+        && facts.desired.iptables().serves_loopback(addr);
+    let claim = Claim::NodePort { ipv6: false, protocol: query.protocol, port };
+    facts.desired.holder(&claim).filter(|_| served)
 }
 
 /// The policy as this client meets it: with external policy Local the node and its pods get all

@@ -89,6 +89,19 @@ impl Default for IptSettings {
     }
 }
 
+impl IptSettings {
+    /// Whether the node's own processes reach node ports by this loopback address. The kernel never routes
+    /// packets for `::1` from one device to another.
+    pub fn serves_loopback(&self, addr: IpAddr) -> bool {
+        let wanted = match &self.node_ports {
+            NodePortAddresses::All => true,
+            NodePortAddresses::Primary => false,
+            NodePortAddresses::Within(ranges) => ranges.iter().any(|range| range.contains(addr)),
+        };
+        wanted && self.localhost_node_ports && addr.is_ipv4() && addr.is_loopback()
+    }
+}
+
 /// 14 letters and digits that stand for a text: 70 bits of its SHA-256, so that nobody names a Service
 /// to meet another's chain.
 pub fn hash(text: &str) -> String {
