@@ -36,7 +36,7 @@ use crate::logs::ContainerLogs;
 use crate::metrics::PodMetrics;
 use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
-use crate::pods::follow::{Follower, RuntimeHealth};
+use crate::pods::follow::{Follower, Listening, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
 use crate::pods::{Clock, Deps, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, StartGate};
 use crate::probes::Prober;
@@ -243,7 +243,7 @@ fn follower(
         up,
         check: Notify::new(),
         audit: Notify::new(),
-        relisting: watch::Sender::new(false),
+        listening: watch::Sender::new(Listening::Unproven),
         messages,
     })
 }

@@ -390,6 +390,21 @@ async fn a_restart_of_the_daemon_is_seen_by_no_container() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_exit_is_seen_where_a_former_daemons_subscription_takes_the_event() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", ""));
+    node.until("Ready", 10, || daemon.is_ready("web")).await;
+    daemon.kill().await;
+    let daemon = node.boot();
+    node.until("adopted", 10, || daemon.is_ready("web")).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    node.fake.swallow_events(1);
+    assert_eq!(node.fake.kill("web", 1), 1);
+    node.until("started again", 3, || node.fake.starts().len() == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kill_at_any_moment_of_a_start_or_an_end_is_mended_by_the_next_daemon() {
     // Each call takes 20 ms, so every step is under way at one of these moments.
     for moment in (0..200).step_by(10) {

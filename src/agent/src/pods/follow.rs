@@ -24,6 +24,10 @@ use super::{Pods, PodsView};
 pub const AUDIT_PERIOD: Duration = Duration::from_secs(60);
 /// Between listings where the runtime has no events: a crashed container has to run again within a second.
 const RELIST_PERIOD: Duration = Duration::from_millis(700);
+/// Between listings until the first event has come. Containerd before 2.0 hands each event to one subscriber,
+/// the one that waits longest, and notices only then that it has gone: what a daemon before this one left
+/// subscribed takes the next event with it.
+const PROOF_PERIOD: Duration = Duration::from_secs(2);
 const HEALTH_PERIOD: Duration = Duration::from_secs(5);
 const HEALTH_PERIOD_DOWN: Duration = Duration::from_millis(500);
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
@@ -40,6 +44,28 @@ pub struct RuntimeHealth {
     pub since: Timestamp,
 }
 
+/// How the runtime's news is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listening {
+    /// Events come.
+    Events,
+    /// Subscribed, and nothing has come by this subscription yet.
+    Unproven,
+    /// The runtime has no events.
+    Lists,
+}
+
+impl Listening {
+    /// Time between listings.
+    fn period(self) -> Duration {
+        match self {
+            Listening::Events => AUDIT_PERIOD,
+            Listening::Unproven => PROOF_PERIOD,
+            Listening::Lists => RELIST_PERIOD,
+        }
+    }
+}
+
 /// Watches one runtime on behalf of all pods.
 pub struct Follower {
     pub clock: Clock,
@@ -53,8 +79,7 @@ pub struct Follower {
     pub check: Notify,
     /// Asks for an audit now.
     pub audit: Notify,
-    /// The runtime has no events.
-    pub relisting: watch::Sender<bool>,
+    pub listening: watch::Sender<Listening>,
     pub messages: ExitMessages,
 }
 
@@ -69,16 +94,20 @@ impl Follower {
     pub async fn follow_events(&self) {
         loop {
             let mut events = self.events.subscribe();
+            self.now_listening(Listening::Unproven);
             // What happened before the subscription stood is found by listing.
             self.audit.notify_one();
             while let Some(event) = events.next().await {
                 match event {
-                    Ok(event) => self.take_event(event).await,
+                    Ok(event) => {
+                        self.now_listening(Listening::Events);
+                        self.take_event(event).await;
+                    }
                     Err(error) if error.kind == ErrorKind::Unimplemented => {
                         tracing::info!(
                             "the runtime has no container events; listing it every {RELIST_PERIOD:?}"
                         );
-                        self.relisting.send_replace(true);
+                        self.now_listening(Listening::Lists);
                         self.audit.notify_one();
                         return;
                     }
@@ -93,6 +122,10 @@ impl Follower {
             // Without an answer there is nothing to subscribe to.
             let _ = self.up.subscribe().wait_for(|up| *up).await;
         }
+    }
+
+    fn now_listening(&self, how: Listening) {
+        self.listening.send_if_modified(|listening| std::mem::replace(listening, how) != how);
     }
 
     async fn take_event(&self, event: RuntimeEvent) {
@@ -122,13 +155,13 @@ impl Follower {
 
     /// Compares what the runtime lists with what is known, again and again.
     pub async fn keep_auditing(&self) {
-        let mut relisting = self.relisting.subscribe();
+        let mut listening = self.listening.subscribe();
         loop {
-            let period = if *relisting.borrow_and_update() { RELIST_PERIOD } else { AUDIT_PERIOD };
+            let period = listening.borrow_and_update().period();
             tokio::select! {
                 () = tokio::time::sleep(period) => {}
                 () = self.audit.notified() => {}
-                Ok(()) = relisting.changed() => {}
+                Ok(()) = listening.changed() => continue,
             }
             if !*self.up.borrow() {
                 continue;

@@ -17,7 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -106,6 +106,8 @@ struct Inner {
     down: watch::Sender<bool>,
     /// Counts how often the event streams were cut.
     cut: watch::Sender<u64>,
+    /// Events still to come that nobody hears.
+    swallowed: AtomicU64,
     made: Instant,
     last: AtomicI64,
 }
@@ -138,6 +140,7 @@ impl FakeRuntime {
             changed: watch::Sender::new(0),
             down: watch::Sender::new(false),
             cut: watch::Sender::new(0),
+            swallowed: AtomicU64::new(0),
             made: Instant::now(),
             last: AtomicI64::new(0),
         };
@@ -243,6 +246,11 @@ impl FakeRuntime {
     /// not told.
     pub fn break_events(&self) {
         self.inner.cut.send_modify(|count| *count += 1);
+    }
+
+    /// The next `count` events reach nobody: containerd before 2.0 hands them to subscribers that have gone.
+    pub fn swallow_events(&self, count: u64) {
+        self.inner.swallowed.store(count, Ordering::Relaxed);
     }
 
     /// The runtime has lost every sandbox of this pod and its containers, without a word; how many
@@ -389,6 +397,10 @@ impl Inner {
     /// they come in the order things happened.
     fn tell(&self, state: MutexGuard<'_, State>, changes: Vec<Change>) {
         for change in &changes {
+            let less = |left: u64| left.checked_sub(1);
+            if self.swallowed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+                continue;
+            }
             // Without subscribers nobody hears it, as with containerd.
             let _ = self.events.send(state.event(change, self.now()));
         }
