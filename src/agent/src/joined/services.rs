@@ -17,7 +17,7 @@ use crate::sourcing::Sourcing;
 
 /// Slices no proxy has to program, and Services of other proxies (KEP-2447): not even sent to us.
 const SLICES: &str = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
-/// Variables are made from all Services: not for each of a thousand changes.
+/// Variables are made from all Services: for the first change at once, and not for each of a thousand.
 const ENV_EVERY: Duration = Duration::from_millis(500);
 
 /// Keeps the dataplane told.
@@ -55,6 +55,7 @@ impl ClusterServices {
         let taking = async {
             let mut state = State::default();
             let mut env_at: Option<Instant> = None;
+            let mut earliest = Instant::now();
             loop {
                 let due = async {
                     match env_at {
@@ -66,11 +67,12 @@ impl ClusterServices {
                     told = told.recv() => {
                         let Some(told) = told else { return };
                         if self.take(&mut state, told) {
-                            env_at.get_or_insert_with(|| Instant::now() + ENV_EVERY);
+                            env_at.get_or_insert_with(|| earliest.max(Instant::now()));
                         }
                     }
                     () = due => {
                         env_at = None;
+                        earliest = Instant::now() + ENV_EVERY;
                         self.tell_env();
                     }
                 }
