@@ -2,11 +2,14 @@
 //! here. Which chains those are is decided in `longshore_core::ruleset::former`; rules of our own do not
 //! come this way.
 
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
+
+use crate::iptables::program::run;
+use crate::iptables::real::cut;
+use crate::iptables::{IptablesError, Tools};
 
 /// One of the four tables of programs a host can have rules in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,8 +41,9 @@ impl Which {
 /// Why rules could not be read or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum XtablesError {
-    #[error("run {program}: {said}")]
-    Run { program: String, said: String },
+    /// The program could not be run to its end.
+    #[error(transparent)]
+    Run(#[from] IptablesError),
     #[error("{program} says: {said}")]
     Refused {
         program: String,
@@ -62,59 +66,43 @@ pub trait Xtables: Send + Sync {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealXtables;
 
-const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
 /// Seconds another program may hold the lock.
 const LOCK_SECONDS: &str = "10";
+/// How long a program may work, the wait for the lock included.
+const DEADLINE: Duration = Duration::from_secs(300);
 const MAX_SAID: usize = 300;
 
-fn find(name: &str) -> Option<PathBuf> {
-    FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.is_file())
+/// What the program prints; its own words where it refuses.
+async fn printed(program: &Path, arguments: &[&str], input: &str) -> Result<String, XtablesError> {
+    let mut text = String::new();
+    let mut keep = |line: &str| {
+        text.push_str(line);
+        text.push('\n');
+    };
+    let ended = run(program, arguments, input, DEADLINE, &mut keep).await?;
+    if ended.status.success() {
+        return Ok(text);
+    }
+    let said = cut(&ended.errors, MAX_SAID);
+    Err(XtablesError::Refused { program: program.display().to_string(), said })
 }
 
-fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, XtablesError> {
-    let name = || program.display().to_string();
-    let failed = |error: io::Error| XtablesError::Run { program: name(), said: error.to_string() };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends before it has read everything says why itself.
-        let _ = stdin.write_all(input.as_bytes());
+/// Nothing where the program is not installed.
+async fn run_part(which: Which, part: &str, arguments: &[&str], input: &str) -> Result<String, XtablesError> {
+    match Tools::default().find(&format!("{}-{part}", which.program())) {
+        Ok(program) => printed(&program, arguments, input).await,
+        Err(_) => Ok(String::new()),
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MAX_SAID).collect();
-    Err(XtablesError::Refused { program: name(), said })
-}
-
-/// Runs a program on a blocking thread: in the network namespace of the whole process.
-async fn run_elsewhere(
-    which: Which,
-    part: &str,
-    arguments: &'static [&'static str],
-    input: String,
-) -> Result<String, XtablesError> {
-    let name = format!("{}-{part}", which.program());
-    let Some(program) = find(&name) else { return Ok(String::new()) };
-    let work = move || run(&program, arguments, &input);
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.map_err(|_| XtablesError::Run { program: name, said: "its thread ended".to_owned() })?
 }
 
 #[async_trait]
 impl Xtables for RealXtables {
     async fn save(&self, which: Which) -> Result<String, XtablesError> {
-        run_elsewhere(which, "save", &[], String::new()).await
+        run_part(which, "save", &[], "").await
     }
 
     async fn restore(&self, which: Which, text: &str) -> Result<(), XtablesError> {
-        run_elsewhere(which, "restore", &["--noflush", "-w", LOCK_SECONDS], text.to_owned()).await.map(drop)
+        run_part(which, "restore", &["--noflush", "-w", LOCK_SECONDS], text).await.map(drop)
     }
 }
 
@@ -229,11 +217,13 @@ mod tests {
         assert_eq!(fake.get(which), "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n");
     }
 
-    #[test]
-    fn a_program_s_words_are_passed_on() {
-        let error = run(Path::new("/bin/sh"), &["-c", "echo no such chain >&2; exit 1"], "").unwrap_err();
+    #[tokio::test]
+    async fn a_program_s_words_are_passed_on() {
+        let (sh, cat) = (Path::new("/bin/sh"), Path::new("/bin/cat"));
+        let error = printed(sh, &["-c", "echo no such chain >&2; exit 1"], "").await.unwrap_err();
         assert_eq!(error.to_string(), "/bin/sh says: no such chain");
-        assert!(matches!(run(Path::new("/does/not/exist"), &[], ""), Err(XtablesError::Run { .. })));
-        assert_eq!(run(Path::new("/bin/cat"), &[], "text\n").unwrap(), "text\n");
+        let missing = printed(Path::new("/does/not/exist"), &[], "").await;
+        assert!(matches!(missing, Err(XtablesError::Run { .. })));
+        assert_eq!(printed(cat, &[], "text\n").await.unwrap(), "text\n");
     }
 }

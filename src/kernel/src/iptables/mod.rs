@@ -5,8 +5,8 @@
 mod each;
 #[cfg(any(test, feature = "fake"))]
 mod fake;
-mod program;
-mod real;
+pub(crate) mod program;
+pub(crate) mod real;
 
 use std::path::PathBuf;
 use std::time::Duration;

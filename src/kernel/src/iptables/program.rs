@@ -20,14 +20,14 @@ const MAX_OUTPUT: usize = 1 << 30;
 
 /// How a program ended.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) status: ExitStatus,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
     /// The first part of its standard error.
-    pub(super) errors: String,
+    pub(crate) errors: String,
 }
 
 /// Run `program` with `input`, and give each line it prints to `line`.
-pub(super) async fn run(
+pub(crate) async fn run(
     program: &Path,
     args: &[&str],
     input: &str,

@@ -52,7 +52,7 @@ impl Default for Tools {
 }
 
 impl Tools {
-    fn find(&self, name: &str) -> Result<PathBuf, IptablesError> {
+    pub(crate) fn find(&self, name: &str) -> Result<PathBuf, IptablesError> {
         let places = self.folders.iter().map(|folder| folder.join(name));
         places.into_iter().find(|path| path.is_file()).ok_or_else(|| IptablesError::Missing(name.to_owned()))
     }
@@ -141,7 +141,8 @@ pub fn read_version(said: &str) -> Option<Features> {
     Some(Features { variant, version })
 }
 
-fn cut(text: &str, limit: usize) -> String {
+/// The first part of a program's words, on one line.
+pub(crate) fn cut(text: &str, limit: usize) -> String {
     let end = (0..=limit.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text[..end].split_whitespace().collect::<Vec<_>>().join(" ")
 }
