@@ -182,14 +182,13 @@ async fn auto_takes_ipvs_where_the_kernel_refuses_nftables_chains() {
 }
 
 #[tokio::test]
-async fn a_deleted_table_is_back_with_the_next_round_and_counted() {
+async fn a_deleted_table_is_back_at_once_and_counted() {
     let node = Node::new();
     let xtables = Arc::new(FakeXtables::default());
     let mut engine = settled(engine(&node, ModeRequest::Nftables, &xtables), population()).await;
     let before = table(&node);
     node.nft.tamper(|ruleset| ruleset.tables.clear());
-    take(&mut engine, Change::TableLost);
-    engine.sync(at(1)).await;
+    engine.mend(None, at(1)).await;
     assert_eq!(table(&node), before);
     assert!(engine.view().counters.drift > 0, "{:?}", engine.view().counters);
 }

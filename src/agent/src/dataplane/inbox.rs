@@ -31,7 +31,6 @@ struct Pending {
     zone: Option<Option<String>>,
     pod_networks: Option<Vec<Cidr>>,
     host_addresses: bool,
-    table_lost: bool,
     sources_synced: bool,
 }
 
@@ -52,7 +51,7 @@ impl Inbox {
             Change::Service(_) | Change::ServiceGone(_) => self.metrics.service_queued(self.clock.now()),
             Change::Slice(_) | Change::SliceGone(_) => self.metrics.endpoints_queued(self.clock.now()),
             Change::SourcesSynced => self.complete.store(true, Ordering::Relaxed),
-            Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses | Change::TableLost => {}
+            Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses => {}
         }
         if self.complete.load(Ordering::Relaxed) {
             self.health.queue();
@@ -67,7 +66,6 @@ impl Inbox {
                 Change::Zone(zone) => pending.zone = Some(zone),
                 Change::PodNetworks(networks) => pending.pod_networks = Some(networks),
                 Change::HostAddresses => pending.host_addresses = true,
-                Change::TableLost => pending.table_lost = true,
                 Change::SourcesSynced => pending.sources_synced = true,
             }
         }
@@ -93,7 +91,6 @@ impl Inbox {
             changes.push(service.map_or(Change::ServiceGone(key), Change::Service));
         }
         changes.extend(pending.host_addresses.then_some(Change::HostAddresses));
-        changes.extend(pending.table_lost.then_some(Change::TableLost));
         changes.extend(pending.sources_synced.then_some(Change::SourcesSynced));
         changes
     }

@@ -232,8 +232,6 @@ pub enum Change {
     PodNetworks(Vec<Cidr>),
     /// An interface or address of the host changed.
     HostAddresses,
-    /// Somebody deleted a table of ours.
-    TableLost,
     /// Every source has told all it has: from now on what nobody wants is removed, and nothing is
     /// programmed before. In standalone mode that includes the readiness of adopted pods.
     SourcesSynced,

@@ -199,7 +199,6 @@ impl Engine {
                     self.suspect = true;
                 }
             }
-            Change::TableLost => self.suspect = true,
             Change::HostAddresses => return true,
             Change::SourcesSynced => self.sources_are_synced(),
         }
