@@ -1,21 +1,10 @@
 //! iptables chains evaluated as the kernel would, as far as our rules need it. Other programs' rules in
 //! the built-in chains are not known here.
 
-use std::net::SocketAddr;
-
 use super::super::ipt::{Builtin, ChainId, ChainName, Match, Rule, States, Table, Target};
 use super::super::object::{Claim, ObjectKey, ObjectValue};
+use super::machine::Outcome;
 use super::{Delivery, Fate, Origin, Packet, Rules, TraceError};
-
-/// How a built-in chain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Passed,
-    Dropped,
-    Rejected,
-    Masqueraded,
-    Translated(SocketAddr),
-}
 
 /// Where evaluation stands after a rule or chain.
 enum Flow {
