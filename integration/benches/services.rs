@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use longshore_agent::dataplane::{
@@ -338,30 +338,13 @@ fn command(line: &str) {
 
 /// A namespace behind a veth pair, at `<prefix>.1`, this one at `<prefix>.254`.
 struct Host {
-    child: Child,
     net: NetNs,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Host {
     fn new(name: &str, prefix: &str) -> Host {
-        let child =
-            Command::new("unshare").args(["-n", "sleep", "600"]).spawn().expect("a network namespace");
-        let pid = child.id();
-        let own = NetNs::current().expect("the own network namespace").id();
-        let net = loop {
-            match NetNs::of_process(pid) {
-                Ok(net) if net.id() != own => break net,
-                _ => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        command(&format!("ip link add {name} type veth peer name eth0 netns {pid}"));
+        let net = NetNs::new().expect("a network namespace");
+        command(&format!("ip link add {name} type veth peer name eth0 netns {}", net.path().display()));
         command(&format!("ip addr add {prefix}.254/24 dev {name}"));
         command(&format!("ip link set {name} up"));
         net.run(|| {
@@ -371,7 +354,7 @@ impl Host {
             command(&format!("ip route add default via {prefix}.254"));
         })
         .expect("the step in its namespace succeeds");
-        Host { child, net }
+        Host { net }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,17 +16,9 @@ use longshore_core::ruleset::chains::ChainConfig;
 use longshore_kernel::netns::{self, NetNs, NetNsError};
 use serde_json::{Value, json};
 
-/// A namespace beside the node's, held by a sleeping child and joined by a veth pair.
+/// A namespace beside the node's, joined by a veth pair.
 struct Host {
-    child: Child,
     net: NetNs,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn ip(args: &str) {
@@ -37,17 +29,8 @@ fn ip(args: &str) {
 impl Host {
     /// `name` at `<prefix>.<last>`, the node at `<prefix>.254`.
     fn new(name: &str, prefix: &str, last: u8) -> Host {
-        let child = Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
-        let pid = child.id();
-        let own = NetNs::current().unwrap().id();
-        let net = loop {
-            // `unshare` needs a moment before the namespace is its own.
-            match NetNs::of_process(pid) {
-                Ok(net) if net.id() != own => break net,
-                _ => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        ip(&format!("link add {name} type veth peer name eth0 netns {pid}"));
+        let net = NetNs::new().unwrap();
+        ip(&format!("link add {name} type veth peer name eth0 netns {}", net.path().display()));
         ip(&format!("addr add {prefix}.254/24 dev {name}"));
         ip(&format!("link set {name} up"));
         let address = format!("addr add {prefix}.{last}/24 dev eth0");
@@ -66,7 +49,7 @@ impl Host {
             ip(&route_six);
         })
         .unwrap();
-        Host { child, net }
+        Host { net }
     }
 
     /// Answer every connection to port 8080 with the host's name and the client's address.

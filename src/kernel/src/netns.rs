@@ -2,7 +2,7 @@
 //! thread made for it, which ends with the work, so that no thread of a pool is left in it.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -77,6 +77,22 @@ impl NetNs {
         let metadata = file.metadata().map_err(|err| fail(err, &path))?;
         let id = NetNsId { device: metadata.dev(), inode: metadata.ino() };
         Ok(NetNs { file, path, id })
+    }
+
+    /// A namespace made for this value, with nothing in it but loopback, down.
+    ///
+    /// # Errors
+    /// [`NetNsError::Make`] without CAP_SYS_ADMIN.
+    pub fn new() -> Result<Self, NetNsError> {
+        let made = run_in_new(NetNs::current)??;
+        // The thread it was opened by is gone; the descriptor is not.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), made.file.as_raw_fd()).into();
+        Ok(NetNs { path, ..made })
+    }
+
+    /// How other programs can name it while this value lives.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The namespace of a process.

@@ -9,7 +9,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use longshore_core::ids::ObjectKey as ApiKey;
@@ -36,17 +36,9 @@ const NODE: &str = "203.0.113.254";
 const NODE6: &str = "fd00:203::fe";
 const CLIENT: &str = "203.0.113.1";
 
-/// A namespace beside the node's, held by a sleeping child and joined by a veth pair.
+/// A namespace beside the node's, joined by a veth pair.
 struct Host {
-    child: Child,
     net: NetNs,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn sh(command: &str) -> String {
@@ -59,17 +51,8 @@ fn sh(command: &str) -> String {
 impl Host {
     /// `name` at `.1` of two networks, the node at `.254`.
     fn new(name: &str, v4: &str, v6: &str) -> Host {
-        let child = Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
-        let pid = child.id();
-        let own = NetNs::current().unwrap().id();
-        let net = loop {
-            // `unshare` needs a moment before the namespace is its own.
-            match NetNs::of_process(pid) {
-                Ok(net) if net.id() != own => break net,
-                _ => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        sh(&format!("ip link add {name} type veth peer name eth0 netns {pid}"));
+        let net = NetNs::new().unwrap();
+        sh(&format!("ip link add {name} type veth peer name eth0 netns {}", net.path().display()));
         sh(&format!("ip addr add {v4}.254/24 dev {name}"));
         sh(&format!("ip addr add {v6}::fe/64 dev {name} nodad"));
         sh(&format!("ip link set {name} up"));
@@ -82,7 +65,7 @@ impl Host {
             format!("ip -6 route add default via {v6}::fe"),
         ];
         net.run(|| inside.iter().for_each(|command| drop(sh(command)))).unwrap();
-        Host { child, net }
+        Host { net }
     }
 
     /// Answer on port 8080 (TCP) and 8053 (UDP) with the host's name and the client's address.

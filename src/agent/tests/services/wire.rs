@@ -4,10 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use longshore_core::explain::Query;
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::ruleset::trace::Origin;
-use longshore_kernel::netns::{self, NetNs};
+use longshore_kernel::netns::NetNs;
 use socket2::{Domain, Socket, Type};
 
 use super::case::{self, Case, Change, Expected, Mode, PacketLine, Step};
@@ -40,9 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A namespace joined to the node's by a pair of interfaces.
 struct Place {
     net: NetNs,
-    /// How `ip` names it.
-    path: String,
-    _held: File,
 }
 
 /// The world; it goes with this value.
@@ -77,12 +73,6 @@ fn as_router(forward: bool) {
     }
 }
 
-fn place() -> Place {
-    let held = netns::run_in_new(|| File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
-    let path = format!("/proc/{}/fd/{}", std::process::id(), held.as_raw_fd());
-    Place { net: NetNs::open(&path).unwrap(), path, _held: held }
-}
-
 impl Place {
     /// A pair of interfaces, `name` at the node and `eth0` here.
     fn join(&self, name: &str) {
@@ -92,7 +82,7 @@ impl Place {
             set("ipv6/ip_nonlocal_bind", "1");
         };
         self.net.run(prepare).unwrap();
-        ip(&format!("link add {name} type veth peer name eth0 netns {}", self.path));
+        ip(&format!("link add {name} type veth peer name eth0 netns {}", self.net.path().display()));
         ip(&format!("link set {name} up"));
     }
 
@@ -104,7 +94,7 @@ impl Place {
 /// A pod with one address and everything by the node, as CNI plug-ins make it, so that no packet
 /// between two pods passes the node's rules by.
 fn pod(last: u8) -> Place {
-    let place = place();
+    let place = Place { net: NetNs::new().unwrap() };
     let name = format!("pod{last}");
     place.join(&name);
     ip(&format!("link set {name} master {}", case::POD_INTERFACE));
@@ -162,7 +152,7 @@ impl World {
 
     /// A place that answers for whole prefixes, behind one link.
     fn link(name: &str, node: &[&'static str; 2], own: [&str; 2], prefixes: &[&str]) -> Place {
-        let place = place();
+        let place = Place { net: NetNs::new().unwrap() };
         place.join(name);
         for (node, length) in node.iter().zip(["24", "64"]) {
             ip(&format!("address add {node}/{length} dev {name}"));
