@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::figure::{Figure, Goal, Report};
 use super::node::BenchNode;
-use super::{build, peers, release};
+use super::{build, release};
 use crate::fake::Order;
 use crate::node::Node;
 
@@ -26,9 +26,6 @@ const COSTS: &[(&str, u64)] = &[
 ];
 /// Milliseconds over the runtime's own time.
 const GOAL: f64 = 20.0;
-/// A fifth of the least of the kubelet's, seconds.
-const START_CPU_GOAL: f64 = 0.03 / 5.0;
-const STOP_CPU_GOAL: f64 = 0.02 / 5.0;
 
 pub fn run(report: &mut Report) -> Result<()> {
     if report.builds() {
@@ -95,18 +92,11 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
             .note(of_runtime(own.stop)),
     )?;
     report.tell(&Figure::new("calls of the runtime per pod started", pods, "", start_calls)?)?;
-    let with_wait = "two idle seconds after it included; the peer's on real containerd";
-    report.tell(
-        &Figure::new("daemon's CPU per pod started", pods, "s", start_cpu)?
-            .goal(Goal::median(START_CPU_GOAL))
-            .peer(Some(peers::START_CPU))
-            .note(with_wait),
-    )?;
-    report.tell(
-        &Figure::new("daemon's CPU per pod stopped", pods, "s", stop_cpu)?
-            .goal(Goal::median(STOP_CPU_GOAL))
-            .peer(Some(peers::STOP_CPU))
-            .note(with_wait),
+    report.tell_cpu(
+        pods,
+        start_cpu,
+        stop_cpu,
+        "two idle seconds after it included; the peer's on real containerd",
     )
 }
 

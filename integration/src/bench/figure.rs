@@ -11,8 +11,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Choice;
-use super::peers::Peer;
+use super::peers::{self, Peer};
 use crate::tiers::workspace_root;
+
+/// Seconds: a fifth of the least of the kubelet's.
+const START_CPU_GOAL: f64 = 0.03 / 5.0;
+const STOP_CPU_GOAL: f64 = 0.02 / 5.0;
 
 /// One figure, measured.
 #[derive(Debug, Clone, Serialize)]
@@ -239,6 +243,22 @@ impl Report {
         };
         println!("{}", figure.line());
         writeln!(self.file, "{}", serde_json::to_string(&line)?)?;
+        Ok(())
+    }
+
+    /// What pods cost the daemon, in seconds of CPU each, beside a fifth of the least the kubelet takes.
+    ///
+    /// # Errors
+    /// Without a value, and where the file cannot be written.
+    pub fn tell_cpu(&mut self, pods: usize, start: Vec<f64>, stop: Vec<f64>, note: &str) -> Result<()> {
+        let both = [
+            ("daemon's CPU per pod started", start, START_CPU_GOAL, peers::START_CPU),
+            ("daemon's CPU per pod stopped", stop, STOP_CPU_GOAL, peers::STOP_CPU),
+        ];
+        for (name, values, goal, peer) in both {
+            let figure = Figure::new(name, pods, "s", values)?;
+            self.tell(&figure.goal(Goal::median(goal)).peer(Some(peer)).note(note))?;
+        }
         Ok(())
     }
 }
