@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::figure::{Figure, Goal, Report};
-use super::node::BenchNode;
+use super::node::{BenchNode, Spent};
 use super::{build, release};
 use crate::fake::Order;
 use crate::node::Node;
@@ -51,17 +51,20 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
     let (mut starts, mut unhindered, mut stops) = (Vec::new(), Vec::new(), Vec::new());
     let (mut start_cpu, mut stop_cpu, mut start_calls) = (Vec::new(), Vec::new(), Vec::new());
     let per_pod = |spent: f64| spent / pods as f64;
+    let mut spent = Spent::since_now(&node)?;
     for _ in 0..rounds {
         quiet();
-        let (cpu, before) = (node.daemon.cpu()?, calls(&node)?);
+        spent.lap()?;
+        let before = calls(&node)?;
         let start = node.start_pods(pods, "")?;
         let started = calls(&node)?;
         quiet();
-        let between = node.daemon.cpu()?;
+        start_cpu.push(per_pod(spent.lap()?));
         let stopping = calls(&node)?;
         let gone = node.stop_pods()?;
         let stopped = calls(&node)?;
         quiet();
+        stop_cpu.push(per_pod(spent.lap()?));
         if pods == 1 {
             *own = Own {
                 start: (started.busy - before.busy).as_secs_f64(),
@@ -73,8 +76,6 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
         starts.extend(over);
         stops.extend(gone.iter().map(|took| (took - own.stop) * 1000.0));
         start_calls.push(per_pod((started.calls - before.calls) as f64));
-        start_cpu.push(per_pod(between - cpu));
-        stop_cpu.push(per_pod(node.daemon.cpu()? - between));
     }
     let of_runtime =
         |took: f64| format!("the runtime's own time for a pod that is alone: {:.1} ms", took * 1000.0);
@@ -96,7 +97,7 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
         pods,
         start_cpu,
         stop_cpu,
-        "two idle seconds after it included; the peer's on real containerd",
+        "what it uses in as many idle seconds taken off; the peer's on real containerd",
     )
 }
 

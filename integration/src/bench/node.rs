@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
@@ -120,6 +120,45 @@ impl BenchNode {
 
     fn manifest(&self, name: &str) -> PathBuf {
         self.node.path(&format!("{MANIFESTS}/{name}"))
+    }
+}
+
+/// What the daemon's work costs it: its processor time without what it uses when nothing happens, which is
+/// measured first.
+#[derive(Debug)]
+pub struct Spent<'a> {
+    daemon: &'a Watched,
+    /// Processor seconds per second in which nothing happens.
+    idle: f64,
+    cpu: f64,
+    since: Instant,
+}
+
+impl<'a> Spent<'a> {
+    /// Waits until all is quiet, and looks at that for as long again.
+    ///
+    /// # Errors
+    /// Where the daemon is gone.
+    pub fn since_now(node: &'a BenchNode) -> Result<Self> {
+        settle();
+        let daemon = &node.daemon;
+        let mut spent = Self { daemon, idle: 0.0, cpu: daemon.cpu()?, since: Instant::now() };
+        settle();
+        let took = spent.since.elapsed().as_secs_f64();
+        spent.idle = spent.lap()? / took;
+        Ok(spent)
+    }
+
+    /// Processor seconds since the last time this was asked.
+    ///
+    /// # Errors
+    /// Where the daemon is gone.
+    pub fn lap(&mut self) -> Result<f64> {
+        let (cpu, now) = (self.daemon.cpu()?, Instant::now());
+        let took = now.duration_since(self.since).as_secs_f64();
+        let spent = (cpu - self.cpu - self.idle * took).max(0.0);
+        (self.cpu, self.since) = (cpu, now);
+        Ok(spent)
     }
 }
 

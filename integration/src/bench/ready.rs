@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::figure::{Figure, Goal, Report};
-use super::node::{BenchNode, settle};
+use super::node::{BenchNode, Spent, settle};
 use super::peers;
 
 /// Pods at once, and how often.
@@ -25,17 +25,17 @@ fn at_once(pods: usize, rounds: usize, report: &mut Report) -> Result<()> {
     let mut ready = Vec::new();
     let (mut gone, mut start_cpu, mut stop_cpu) = (Vec::new(), Vec::new(), Vec::new());
     let per_pod = |spent: f64| spent / pods as f64;
+    let mut spent = Spent::since_now(&node)?;
     for _ in 0..rounds {
         settle();
-        let before = node.daemon.cpu()?;
+        spent.lap()?;
         let times = node.start_pods(pods, "")?.seconds();
         settle();
-        let started = node.daemon.cpu()?;
+        start_cpu.push(per_pod(spent.lap()?));
         ready.extend(times);
         gone.extend(node.stop_pods()?);
         settle();
-        start_cpu.push(per_pod(started - before));
-        stop_cpu.push(per_pod(node.daemon.cpu()? - started));
+        stop_cpu.push(per_pod(spent.lap()?));
     }
     let mut figure = Figure::new("manifest written to Ready", pods, "s", ready)?.peer(peers::ready(pods));
     if pods == 110 {
@@ -43,5 +43,5 @@ fn at_once(pods: usize, rounds: usize, report: &mut Report) -> Result<()> {
     }
     report.tell(&figure)?;
     report.tell(&Figure::new("manifest removed to gone", pods, "s", gone)?)?;
-    report.tell_cpu(pods, start_cpu, stop_cpu, "five idle seconds after it included")
+    report.tell_cpu(pods, start_cpu, stop_cpu, "what it uses in as many idle seconds taken off")
 }
