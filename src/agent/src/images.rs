@@ -17,6 +17,8 @@ use tokio::time::Instant;
 type PullResult = Result<ImagePresent, StepError>;
 type Pull = Shared<BoxFuture<'static, PullResult>>;
 type WeakPull = WeakShared<BoxFuture<'static, PullResult>>;
+type Found = Result<Option<ImagePresent>, StepError>;
+type WeakLook = WeakShared<BoxFuture<'static, Found>>;
 
 /// Looks up and pulls images.
 pub struct ImagePuller {
@@ -25,6 +27,8 @@ pub struct ImagePuller {
     slots: Option<Arc<Semaphore>>,
     /// Pulls under way. Weak: when the last pod that waits gives up, the pull is cancelled.
     under_way: Mutex<HashMap<String, WeakPull>>,
+    /// Look-ups under way: a hundred pods of one image that begin together ask once.
+    looking: Mutex<HashMap<String, WeakLook>>,
     /// `None` where pulls may begin as often as they like.
     rate: Arc<Mutex<Option<PullRate>>>,
     began: Instant,
@@ -40,7 +44,14 @@ impl ImagePuller {
     /// `at_once` pulls at a time; 1 is the kubelet's default, `None` is no bound.
     pub fn new(images: Arc<dyn Images>, at_once: Option<usize>) -> Self {
         let slots = at_once.map(|slots| Arc::new(Semaphore::new(slots.max(1))));
-        Self { images, slots, under_way: Mutex::default(), rate: Arc::default(), began: Instant::now() }
+        Self {
+            images,
+            slots,
+            under_way: Mutex::default(),
+            looking: Mutex::default(),
+            rate: Arc::default(),
+            began: Instant::now(),
+        }
     }
 
     /// The same with a bound of pulls per second. Whoever holds the clone of `rate` may change it.
@@ -74,8 +85,29 @@ impl ImagePuller {
         (result, waited)
     }
 
-    async fn look_up(&self, image: &str) -> Result<Option<ImagePresent>, StepError> {
-        self.images.image_status(image).await.map_err(|error| step_error("ImageInspectError", &error))
+    /// Joins the look-up of this image that is under way, or begins one.
+    async fn look_up(&self, image: &str) -> Found {
+        let look = {
+            let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that has its answer is of the past.
+            looking.retain(|_, look| look.upgrade().is_some_and(|look| look.peek().is_none()));
+            match looking.get(image).and_then(WeakShared::upgrade) {
+                Some(look) => look,
+                None => {
+                    let (images, name) = (self.images.clone(), image.to_owned());
+                    let look = async move {
+                        let found = images.image_status(&name).await;
+                        found.map_err(|error| step_error("ImageInspectError", &error))
+                    };
+                    let look = look.boxed().shared();
+                    if let Some(weak) = look.downgrade() {
+                        looking.insert(image.to_owned(), weak);
+                    }
+                    look
+                }
+            }
+        };
+        look.await
     }
 
     /// Joins the pull of this image that is under way, or begins one.

@@ -25,6 +25,8 @@ use crate::sources::{Change, Manifests};
 /// Where addresses come from, the API server's defaults.
 const SERVICE_CIDR: &str = "10.96.0.0/12";
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+/// Between two looks at the pods.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// Adopted pods have said how they are within this, or are looked at as they come.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -86,6 +88,8 @@ impl StandaloneServices {
                         return;
                     }
                     self.look_at_pods(&mut state, &mut known);
+                    // A change alone is heard at once; of many, those that come meanwhile cost one look.
+                    tokio::time::sleep(LOOK_PAUSE).await;
                 }
             }
         }

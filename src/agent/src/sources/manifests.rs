@@ -194,6 +194,8 @@ impl Watcher {
         let keep = changes.iter().any(|change| !matches!(change, Change::Pod(_)));
         for change in changes {
             (self.sink)(change);
+            // The first pods of many are on their way before the last ones are looked at.
+            tokio::task::yield_now().await;
         }
         if keep {
             self.keep();

@@ -64,19 +64,24 @@ pub fn admit<'a>(
         return Err(Refusal::OutOfPods { running: others.len() });
     }
     let request = |pod: &Pod, name: &str| pod_amount(pod, Side::Requests, name);
-    let used =
-        |name: &str| others.iter().map(|(_, other)| request(other, name).unsigned_millis()).sum::<u64>();
-    let (wanted, taken) = (request(pod, "cpu").unsigned_millis(), used("cpu"));
-    let left = room.cpu_millis.saturating_sub(taken);
-    // A pod that asks for nothing always fits.
-    if wanted > 0 && wanted > left {
-        return Err(Refusal::OutOfCpu { wanted, left, room: room.cpu_millis });
+    // A pod that asks for nothing always fits; what the others take is then not added up.
+    let millis = |pod: &Pod| request(pod, "cpu").unsigned_millis();
+    let wanted = millis(pod);
+    if wanted > 0 {
+        let taken: u64 = others.iter().map(|(_, other)| millis(other)).sum();
+        let left = room.cpu_millis.saturating_sub(taken);
+        if wanted > left {
+            return Err(Refusal::OutOfCpu { wanted, left, room: room.cpu_millis });
+        }
     }
     let bytes = |pod: &Pod| request(pod, "memory").unsigned_value();
-    let taken: u64 = others.iter().map(|(_, other)| bytes(other)).sum();
-    let (wanted, left) = (bytes(pod), room.memory_bytes.saturating_sub(taken));
-    if wanted > 0 && wanted > left {
-        return Err(Refusal::OutOfMemory { wanted, left, room: room.memory_bytes });
+    let wanted = bytes(pod);
+    if wanted > 0 {
+        let taken: u64 = others.iter().map(|(_, other)| bytes(other)).sum();
+        let left = room.memory_bytes.saturating_sub(taken);
+        if wanted > left {
+            return Err(Refusal::OutOfMemory { wanted, left, room: room.memory_bytes });
+        }
     }
     host_ports_free(pod, &others)
 }
@@ -142,6 +147,9 @@ impl HostPort {
 
 fn host_ports_free(pod: &Pod, others: &[(&PodKey, &Pod)]) -> Result<(), Refusal> {
     let wanted = host_ports(pod);
+    if wanted.is_empty() {
+        return Ok(());
+    }
     for (key, other) in others {
         for taken in host_ports(other) {
             if let Some(port) = wanted.iter().find(|port| port.collides(&taken)) {
