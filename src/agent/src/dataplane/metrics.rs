@@ -14,6 +14,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::metrics::classic;
+
 type Seconds = Gauge<f64, AtomicU64>;
 type Count = Gauge<i64, AtomicI64>;
 type Durations = Family<OfFamily, Histogram, fn() -> Histogram>;
@@ -271,31 +273,6 @@ fn register_own(registry: &mut Registry, view: &DataplaneView) {
 
 fn seconds(at: Timestamp) -> f64 {
     at.as_microsecond() as f64 / 1e6
-}
-
-/// OpenMetrics to the classic text form: there a counter's name ends in `_total` in its head lines too,
-/// and there is no end mark. kube-proxy's scrapers ask for the classic one.
-fn classic(open_metrics: &str) -> String {
-    let mut out = String::with_capacity(open_metrics.len());
-    let mut help: Option<&str> = None;
-    for line in open_metrics.lines().filter(|line| *line != "# EOF") {
-        if line.starts_with("# HELP ") {
-            help = Some(line);
-            continue;
-        }
-        let kind = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '));
-        let Some((name, kind)) = kind else {
-            out.push_str(line);
-            out.push('\n');
-            continue;
-        };
-        let end = if kind == "counter" { "_total" } else { "" };
-        if let Some(text) = help.take().and_then(|help| help.strip_prefix("# HELP ")?.strip_prefix(name)) {
-            out.push_str(&format!("# HELP {name}{end}{}\n", text.trim_end_matches('.')));
-        }
-        out.push_str(&format!("# TYPE {name}{end} {kind}\n"));
-    }
-    out
 }
 
 #[cfg(test)]

@@ -83,6 +83,11 @@ impl Prober {
         self.lock().stats()
     }
 
+    /// `/metrics/probes` of a kubelet.
+    pub fn metrics_text(&self) -> String {
+        crate::metrics::render_probes(&self.stats())
+    }
+
     /// Counts over all probes since the start.
     pub fn totals(&self) -> ProbeTotals {
         self.lock().totals()
