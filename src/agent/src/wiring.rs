@@ -15,7 +15,6 @@ use longshore_core::pod::{plan, snapshot, status};
 use longshore_cri::{CgroupDriver, CriClient, Runtime, Timeouts};
 use longshore_kernel::mount::RealMounts;
 use longshore_kernel::route::RealRoutes;
-use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +37,7 @@ use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, Listening, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
-use crate::pods::{Clock, Deps, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, StartGate};
+use crate::pods::{Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, Stalls};
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;
@@ -53,9 +52,9 @@ use crate::supervisor;
 use crate::text::error_chain;
 use crate::volumes::{KernelMounts, Mounts, Volumes};
 
-/// Starts at once, at least, at first and at most; what is sustained is learned between.
-const STARTS_AT_LEAST: usize = 2;
-const STARTS_AT_MOST: usize = 64;
+/// Starts, and ends, at once, at least and at most; what is sustained is learned between.
+const AT_ONCE_AT_LEAST: usize = 2;
+const AT_ONCE_AT_MOST: usize = 256;
 
 /// Adopted pods show how they are within this, or are looked at as they come.
 const SHOWN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
@@ -268,7 +267,8 @@ impl NodeHalf {
         let up = watch::Sender::new(false);
         let runtime = world.runtime.clone();
         let messages = ExitMessages::new(settings.pods.root_dir.clone());
-        let cpus = usize::try_from(world.facts.cpus).unwrap_or(STARTS_AT_LEAST);
+        let at_first = usize::try_from(world.facts.cpus).unwrap_or_default().max(AT_ONCE_AT_LEAST);
+        let stalls: Arc<dyn Stalls> = Arc::new(KernelStalls::default());
         let volumes = Volumes::new(settings.pods.root_dir.clone(), world.mounts);
         let executor = Executor {
             clock,
@@ -281,7 +281,8 @@ impl NodeHalf {
             cgroups: world.cgroups.clone(),
             hooks: world.hooks,
             journal: journal.clone(),
-            gate: StartGate::new(STARTS_AT_LEAST, cpus.max(STARTS_AT_LEAST), STARTS_AT_MOST),
+            starts: Gate::new(AT_ONCE_AT_LEAST, at_first, AT_ONCE_AT_MOST, stalls.clone()),
+            stops: Gate::new(AT_ONCE_AT_LEAST, at_first, AT_ONCE_AT_MOST, stalls),
             runtime_up: up.subscribe(),
             messages: messages.clone(),
         };
@@ -298,7 +299,7 @@ impl NodeHalf {
             view: PodsView::default(),
             records: records.clone(),
             journal: journal.clone(),
-            metrics: PodMetrics::register(&mut Registry::default()),
+            metrics: PodMetrics::default(),
             stop,
         });
         let verdicts = pods.clone();

@@ -22,7 +22,7 @@ use longshore_cri::{Containers, CriError, ErrorKind, Observer, Sandboxes};
 use tokio::time::Instant;
 
 use super::clock::Clock;
-use super::gate::StartGate;
+use super::gate::{Gate, Slot};
 use super::messages::ExitMessages;
 use super::steps::{Execute, StepJob, StepReport};
 use crate::images::ImagePuller;
@@ -33,6 +33,10 @@ use crate::volumes::{Dir, VolumeError, Volumes};
 
 /// Deadline of steps on this node's own disk and cgroups.
 const LOCAL_DEADLINE: Duration = Duration::from_secs(120);
+/// A step that has had its turn for this long hands it on and continues: a network plugin or a disk that hangs
+/// must not hold up other pods. An end is expected to be short; a start in an emulated machine is not.
+const END_HANGS_AFTER: Duration = Duration::from_secs(3);
+const START_HANGS_AFTER: Duration = Duration::from_secs(30);
 /// A container gets at least this long between its stop signal and SIGKILL, also when its preStop
 /// hook used up the grace (behaviours 17, 18).
 const LEAST_GRACE: Duration = Duration::from_secs(2);
@@ -72,14 +76,17 @@ pub struct Executor {
     pub cgroups: Arc<dyn PodCgroups>,
     pub hooks: Arc<dyn Hooks>,
     pub journal: Arc<Journal>,
-    pub gate: StartGate,
+    /// Of what brings a pod up.
+    pub starts: Gate,
+    /// Of what follows the end of a pod's containers.
+    pub stops: Gate,
     pub runtime_up: RuntimeUp,
     pub messages: ExitMessages,
 }
 
 impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Executor").field("gate", &self.gate).finish_non_exhaustive()
+        f.debug_struct("Executor").field("starts", &self.starts).field("stops", &self.stops).finish_non_exhaustive()
     }
 }
 
@@ -94,12 +101,6 @@ impl Execute for Executor {
             // The sender lives as long as the daemon; without it there is nothing to wait for.
             let _ = self.runtime_up.clone().wait_for(|up| *up).await;
         }
-        let slot = match kind {
-            StepKind::CreateSandbox | StepKind::CreateContainer | StepKind::StartContainer => {
-                Some(self.gate.enter(kind, job.order).await)
-            }
-            _ => None,
-        };
         let mut waited = begin.elapsed();
         let result = match &job.step {
             Step::PullImage { image, policy, .. } => {
@@ -107,17 +108,15 @@ impl Execute for Executor {
                 waited += pull_waited;
                 result.map(StepResult::Image)
             }
-            _ => self.carry_out(&job).await,
+            _ => {
+                let (result, gate_waited) = self.in_turn(&job).await;
+                waited += gate_waited;
+                result
+            }
         };
         match result {
-            Ok(result) => {
-                if let Some(slot) = slot {
-                    slot.done();
-                }
-                StepReport { outcome: StepOutcome::Done(result), waited, reading: None }
-            }
+            Ok(result) => StepReport { outcome: StepOutcome::Done(result), waited, reading: None },
             Err(error) => {
-                drop(slot);
                 // Whatever the runtime did before it failed is looked up, not guessed.
                 let reading = if needs_runtime(kind) { self.read(&job.desired.uid).await } else { None };
                 StepReport { outcome: StepOutcome::Failed(error), waited, reading }
@@ -133,7 +132,7 @@ impl Execute for Executor {
 
     async fn forget(&self, desired: &DesiredPod, node: &NodeContext) {
         let logs_root = node.pod_logs_dir.clone();
-        let logs = format!("{}_{}_{}", desired.key.namespace, desired.key.name, desired.uid);
+        let logs = log_folder(desired);
         let removed = self
             .on_disk(move |_| match Dir::open(&logs_root) {
                 Ok(root) => root.remove_tree(&logs),
@@ -162,6 +161,47 @@ fn needs_runtime(kind: StepKind) -> bool {
 }
 
 impl Executor {
+    /// Carries a step out when it is its turn; answers also how long that was waited for.
+    async fn in_turn(&self, job: &StepJob) -> (Outcome, Duration) {
+        let kind = job.step.key().kind;
+        let (gate, hangs_after) = match kind {
+            StepKind::CreateSandbox | StepKind::CreateContainer | StepKind::StartContainer => {
+                (&self.starts, START_HANGS_AFTER)
+            }
+            StepKind::StopSandbox | StepKind::RemoveContainer | StepKind::RemoveSandbox => {
+                (&self.stops, END_HANGS_AFTER)
+            }
+            _ => return (self.carry_out(job).await, Duration::ZERO),
+        };
+        // What needs nothing of the runtime neither waits nor counts as its time.
+        if let Step::CreateContainer(create) = &job.step
+            && let Err(error) = self.prepare_container_files(job, create).await
+        {
+            return (Err(error), Duration::ZERO);
+        }
+        let begin = Instant::now();
+        let slot = gate.enter(kind, job.order).await;
+        let waited = begin.elapsed();
+        (self.in_slot(job, slot, hangs_after).await, waited)
+    }
+
+    /// A call that does not come back holds other pods up no longer than `hangs_after`.
+    async fn in_slot(&self, job: &StepJob, slot: Slot, hangs_after: Duration) -> Outcome {
+        let mut work = std::pin::pin!(self.carry_out(job));
+        match tokio::time::timeout(hangs_after, &mut work).await {
+            Ok(result) => {
+                if result.is_ok() {
+                    slot.done();
+                }
+                result
+            }
+            Err(_) => {
+                slot.hangs();
+                work.await
+            }
+        }
+    }
+
     async fn carry_out(&self, job: &StepJob) -> Outcome {
         let uid = &job.desired.uid;
         match &job.step {
@@ -172,7 +212,7 @@ impl Executor {
             }
             Step::PullImage { .. } => Ok(StepResult::Done),
             Step::CreateSandbox(spec) => self.create_sandbox(spec).await,
-            Step::CreateContainer(create) => self.create_container(job, create).await,
+            Step::CreateContainer(create) => self.create_container(create).await,
             Step::StartContainer { container, id } => self.start_container(job, container, id).await,
             Step::PostStart { id, hook, .. } => self.post_start(id, hook).await,
             Step::StopContainer(stop) => self.stop_container(job, stop).await,
@@ -200,7 +240,12 @@ impl Executor {
         let leftover =
             Noted { key: job.desired.key.clone(), cgroup: known.and_then(|leftover| leftover.cgroup) };
         self.note(&uid, &leftover)?;
-        self.on_disk(move |volumes| volumes.prepare_pod_dirs(&uid, &containers)).await
+        let logs = job.node.pod_logs_dir.join(log_folder(&job.desired));
+        self.on_disk(move |volumes| {
+            volumes.prepare_pod_dirs(&uid, &containers)?;
+            make_log_dir(&logs)
+        })
+        .await
     }
 
     async fn ensure_cgroup(&self, job: &StepJob, cgroup: &PodCgroup) -> Outcome {
@@ -229,16 +274,18 @@ impl Executor {
 
     async fn create_sandbox(&self, spec: &SandboxSpec) -> Outcome {
         let reason = "FailedCreatePodSandBox";
-        let logs = spec.log_directory.clone();
-        self.on_disk(move |_| make_log_dir(Path::new(&logs))).await?;
+        // The first one's was made with the pod's folders; a later one may come after somebody's clean-up.
+        if spec.attempt > 0 {
+            let logs = spec.log_directory.clone();
+            self.on_disk(move |_| make_log_dir(Path::new(&logs))).await?;
+        }
         let id = self.sandboxes.run_sandbox(spec).await.map_err(|e| failed(reason, &e))?;
         let sandbox = self.sandboxes.sandbox_status(&id).await.map_err(|e| failed(reason, &e))?;
         Ok(StepResult::Sandbox(sandbox))
     }
 
-    async fn create_container(&self, job: &StepJob, create: &CreateContainer) -> Outcome {
+    async fn create_container(&self, create: &CreateContainer) -> Outcome {
         let reason = "CreateContainerError";
-        self.prepare_container_files(job, create).await?;
         let spec = &create.spec;
         let made = self.containers.create_container(&create.sandbox, spec, &create.sandbox_spec).await;
         let id = made.map_err(|e| failed(reason, &e))?;
@@ -301,11 +348,17 @@ impl Executor {
     }
 
     async fn start_container(&self, job: &StepJob, name: &ContainerName, id: &ContainerId) -> Outcome {
-        self.containers.start_container(id).await.map_err(|e| failed("RunContainerError", &e))?;
         let created = job.observed.containers.iter().find(|c| c.id == *id);
+        let link = async {
+            if let Some(created) = created {
+                self.link_log(job, created).await;
+            }
+        };
+        // The link is made while the runtime is at work; its target need not be there yet.
+        let (started, ()) = tokio::join!(self.containers.start_container(id), link);
+        started.map_err(|e| failed("RunContainerError", &e))?;
         match created {
             Some(created) => {
-                self.link_log(job, created).await;
                 let state = ContainerState::Running { started_at: self.clock.now() };
                 Ok(StepResult::Container(ObservedContainer { state, ..created.clone() }))
             }
@@ -433,6 +486,11 @@ fn failed(reason: &str, error: &CriError) -> StepError {
 
 fn local_error(reason: &str, error: &dyn std::error::Error) -> StepError {
     StepError { reason: reason.into(), message: error_chain(error), retryable: true }
+}
+
+/// The pod's folder below that of all pods' logs.
+fn log_folder(desired: &DesiredPod) -> String {
+    format!("{}_{}_{}", desired.key.namespace, desired.key.name, desired.uid)
 }
 
 /// Folders of logs are the runtime's to write and people's to read.

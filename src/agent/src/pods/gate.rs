@@ -1,6 +1,7 @@
-//! How many starts run at once. Starting everything at the same time makes every pod late; this gate
-//! lets as many steps run as the runtime sustains and finishes begun pods before it begins others,
-//! so that pods become Ready one after the other. Stops never pass through here.
+//! Who may go when not all can. Starting everything at the same time makes every pod late; a gate lets as many
+//! steps run as the runtime sustains and finishes begun pods before it begins others, so that pods become Ready
+//! one after the other. A second gate does the same for what follows the grace period of a pod's end. Stops of
+//! containers pass no gate: their time belongs to the pod.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,7 +12,14 @@ use longshore_core::pod::step::StepKind;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// Lower goes first: what brings a pod that was begun closer to running, then older pods.
+use super::limit::{Limit, Stalls};
+
+/// Between two looks at the node while steps wait and nothing is known of the runtime.
+const LOOK: Duration = Duration::from_millis(1);
+/// A node has room where things waited for a processor or a disk for less than this part of the time.
+const CALM: f64 = 0.1;
+
+/// Lower goes first: what brings a pod that was begun closer to its goal, then older pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     stage: Reverse<u8>,
@@ -22,7 +30,6 @@ struct Turn {
 #[derive(Debug)]
 struct Waiter {
     turn: Turn,
-    kind: StepKind,
     go: oneshot::Sender<Slot>,
 }
 
@@ -50,46 +57,53 @@ struct State {
     running: usize,
     tickets: u64,
     waiting: BinaryHeap<Waiter>,
+    /// Somebody looks at the node for those who wait.
+    looking: bool,
 }
 
 /// Shared by all step executors. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct StartGate {
+pub struct Gate {
     state: Arc<Mutex<State>>,
+    stalls: Arc<dyn Stalls>,
 }
 
 /// The right to run one step. Give it back with [`Slot::done`] to teach the gate how long it took;
 /// a dropped one (cancelled, failed) is given back without a lesson.
 #[derive(Debug)]
 pub struct Slot {
-    gate: StartGate,
-    kind: StepKind,
+    gate: Gate,
+    stage: u8,
     since: Instant,
     taken: bool,
 }
 
-impl StartGate {
+impl Gate {
     /// `initial` steps at once until something was measured; never fewer than `floor` nor more than
     /// `ceiling`.
-    pub fn new(floor: usize, initial: usize, ceiling: usize) -> Self {
+    pub fn new(floor: usize, initial: usize, ceiling: usize, stalls: Arc<dyn Stalls>) -> Self {
         let limit = Limit::new(floor.max(1), initial, ceiling);
-        let state = State { limit, running: 0, tickets: 0, waiting: BinaryHeap::new() };
-        Self { state: Arc::new(Mutex::new(state)) }
+        let state = State { limit, running: 0, tickets: 0, waiting: BinaryHeap::new(), looking: false };
+        Self { state: Arc::new(Mutex::new(state)), stalls }
     }
 
     /// Waits for a slot. `pod` orders pods among each other, smaller first.
     pub async fn enter(&self, kind: StepKind, pod: u64) -> Slot {
+        let stage = stage(kind);
         loop {
             let go = {
                 let mut state = self.lock();
                 if state.running < state.limit.now() && state.waiting.is_empty() {
                     state.running += 1;
-                    return self.slot(kind);
+                    return self.slot(stage);
                 }
                 let (go, wait) = oneshot::channel();
                 state.tickets += 1;
-                let turn = Turn { stage: Reverse(stage(kind)), pod, ticket: state.tickets };
-                state.waiting.push(Waiter { turn, kind, go });
+                let turn = Turn { stage: Reverse(stage), pod, ticket: state.tickets };
+                state.waiting.push(Waiter { turn, go });
+                if state.limit.is_unknown() && !std::mem::replace(&mut state.looking, true) {
+                    tokio::spawn(self.clone().look());
+                }
                 wait
             };
             // The sender only goes away with the gate itself; then nothing is left to protect.
@@ -105,8 +119,35 @@ impl StartGate {
         self.lock().limit.now()
     }
 
-    fn slot(&self, kind: StepKind) -> Slot {
-        Slot { gate: self.clone(), kind, since: Instant::now(), taken: true }
+    /// While steps wait and nothing of the runtime is known: a node that has room although all that may run
+    /// do so takes more. Without this the first answer of the runtime would have to be waited for.
+    async fn look(self) {
+        let mut before = self.stalls.total();
+        loop {
+            let since = Instant::now();
+            tokio::time::sleep(LOOK).await;
+            let now = self.stalls.total();
+            let stalled = before.zip(now).map(|(before, now)| now.saturating_sub(before));
+            before = now;
+            if !self.saw(stalled.map(|stalled| stalled < since.elapsed().mul_f64(CALM))) {
+                return;
+            }
+        }
+    }
+
+    /// `None` where nothing can be seen. Answers whether to look again.
+    fn saw(&self, room: Option<bool>) -> bool {
+        let mut state = self.lock();
+        if room == Some(true) {
+            state.limit.had_room();
+            self.admit(&mut state);
+        }
+        state.looking = room.is_some() && !state.waiting.is_empty() && state.limit.is_unknown();
+        state.looking
+    }
+
+    fn slot(&self, stage: u8) -> Slot {
+        Slot { gate: self.clone(), stage, since: Instant::now(), taken: true }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -116,11 +157,15 @@ impl StartGate {
     fn leave(&self) {
         let mut state = self.lock();
         state.running -= 1;
+        self.admit(&mut state);
+    }
+
+    fn admit(&self, state: &mut State) {
         while state.running < state.limit.now() {
             let Some(waiter) = state.waiting.pop() else { break };
             // The slot itself is handed over: a waiter that is cancelled before or after this
             // moment drops it, and nothing is lost.
-            match waiter.go.send(self.slot(waiter.kind)) {
+            match waiter.go.send(self.slot(waiter.turn.stage.0)) {
                 Ok(()) => state.running += 1,
                 Err(mut slot) => slot.taken = false,
             }
@@ -134,7 +179,12 @@ impl Slot {
         let took = self.since.elapsed();
         let mut state = self.gate.lock();
         let saturated = state.running >= state.limit.now();
-        state.limit.measured(self.kind, took, saturated);
+        state.limit.measured(self.stage, took, saturated);
+    }
+
+    /// The step hangs: it goes on, and holds nobody back from now on.
+    pub fn hangs(self) {
+        self.gate.lock().limit.one_hangs();
     }
 }
 
@@ -146,68 +196,12 @@ impl Drop for Slot {
     }
 }
 
-/// Later stages of a pod's start come first.
+/// Later stages of a pod's start, and of its end, come first.
 fn stage(kind: StepKind) -> u8 {
     match kind {
-        StepKind::StartContainer => 2,
-        StepKind::CreateContainer => 1,
+        StepKind::StartContainer | StepKind::RemoveSandbox => 2,
+        StepKind::CreateContainer | StepKind::RemoveContainer => 1,
         _ => 0,
-    }
-}
-
-/// The number of steps at once, learned from how much longer they take than the fastest lately
-/// (the gradient of latency, as TCP Vegas does it): doubled per round until they are slower for the
-/// first time, then up by one per round while they are hardly slower, down by a tenth when they are
-/// much slower.
-#[derive(Debug)]
-struct Limit {
-    floor: f64,
-    ceiling: f64,
-    now: f64,
-    /// Fastest lately, by kind; drifts up so that an old record does not hold for ever.
-    fastest: [Option<f64>; 3],
-    /// Smoothed ratio of measured to fastest.
-    strain: f64,
-    /// Nothing was slower yet: what is sustained is far off, or not known.
-    doubling: bool,
-}
-
-const HARDLY_SLOWER: f64 = 1.5;
-const MUCH_SLOWER: f64 = 2.5;
-
-impl Limit {
-    fn new(floor: usize, initial: usize, ceiling: usize) -> Self {
-        let (floor, ceiling) = (floor as f64, ceiling.max(floor) as f64);
-        Self {
-            floor,
-            ceiling,
-            now: (initial as f64).clamp(floor, ceiling),
-            fastest: [None; 3],
-            strain: 1.0,
-            doubling: true,
-        }
-    }
-
-    fn now(&self) -> usize {
-        self.now as usize
-    }
-
-    fn measured(&mut self, kind: StepKind, took: Duration, saturated: bool) {
-        // Below a millisecond the runtime is not what takes the time.
-        let took = took.as_secs_f64().max(0.001);
-        let slot = &mut self.fastest[usize::from(stage(kind))];
-        let fastest = slot.map_or(took, |old| (old * 1.001).min(took));
-        *slot = Some(fastest);
-        self.strain = self.strain * 0.8 + (took / fastest) * 0.2;
-        self.doubling &= self.strain < HARDLY_SLOWER;
-        if self.strain > MUCH_SLOWER {
-            self.now = (self.now * 0.9).max(self.floor);
-            // Let the next steps show what the lower limit does before it is lowered again.
-            self.strain = HARDLY_SLOWER;
-        } else if self.strain < HARDLY_SLOWER && saturated {
-            let more = if self.doubling { 1.0 } else { 1.0 / self.now };
-            self.now = (self.now + more).min(self.ceiling);
-        }
     }
 }
 
@@ -215,10 +209,26 @@ impl Limit {
 mod tests {
     use super::*;
 
+    /// A kernel that tells nothing, or that things wait all the time, or never.
+    #[derive(Debug)]
+    struct Told(Option<f64>, Instant);
+
+    impl Told {
+        fn of(part_of_time: Option<f64>) -> Arc<Self> {
+            Arc::new(Self(part_of_time, Instant::now()))
+        }
+    }
+
+    impl Stalls for Told {
+        fn total(&self) -> Option<Duration> {
+            self.0.map(|part| self.1.elapsed().mul_f64(part))
+        }
+    }
+
     /// A runtime that does `parallel` things at once without slowing down: `ceiling` pods are
     /// started in it; answers the limit at the end and the time each pod was done.
     async fn start_pods(pods: u64, parallel: f64) -> (usize, Vec<Duration>) {
-        let gate = StartGate::new(2, 2, 64);
+        let gate = Gate::new(2, 2, 64, Told::of(None));
         let load = Arc::new(Mutex::new(0_u32));
         let begin = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
@@ -273,8 +283,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_node_with_room_is_given_more_before_the_runtime_has_answered() {
+        for (part_of_time, at_least, at_most) in [(Some(0.0), 64, 64), (Some(0.5), 2, 2), (None, 2, 2)] {
+            let gate = Gate::new(2, 2, 64, Told::of(part_of_time));
+            let mut slots = tokio::task::JoinSet::new();
+            for pod in 0..100 {
+                let gate = gate.clone();
+                slots.spawn(async move {
+                    let _slot = gate.enter(StepKind::CreateSandbox, pod).await;
+                    std::future::pending::<()>().await;
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let now = gate.limit();
+            assert!((at_least..=at_most).contains(&now), "{now} at once where {part_of_time:?} is waited");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_holds_nobody_back() {
+        let gate = Gate::new(1, 1, 8, Told::of(None));
+        gate.enter(StepKind::StopSandbox, 1).await.hangs();
+        for pod in [2, 3] {
+            let slot = tokio::time::timeout(Duration::from_secs(1), gate.enter(StepKind::StopSandbox, pod));
+            slot.await.unwrap().done();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_waiter_that_gave_up_takes_no_slot() {
-        let gate = StartGate::new(1, 1, 1);
+        let gate = Gate::new(1, 1, 1, Told::of(None));
         let first = gate.enter(StepKind::CreateSandbox, 1).await;
         let gave_up =
             tokio::time::timeout(Duration::from_secs(1), gate.enter(StepKind::CreateSandbox, 2)).await;

@@ -8,6 +8,7 @@ mod fold;
 pub mod follow;
 mod gate;
 mod inbox;
+mod limit;
 pub mod messages;
 mod records;
 mod steps;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
 use longshore_core::pod::adopted;
@@ -39,7 +41,8 @@ use crate::journal::Journal;
 use crate::metrics::PodMetrics;
 pub use clock::Clock;
 pub use events::is_ready;
-pub use gate::StartGate;
+pub use gate::Gate;
+pub use limit::{KernelStalls, Stalls};
 pub use inbox::Part;
 use inbox::{Inbox, Reading};
 pub use records::{PodRecord, Records};
@@ -206,6 +209,7 @@ impl Pods {
         let requested_at = self.inner.deps.clock.now();
         let deletion = Deletion { requested_at, grace_seconds, cause: EndCause::Evicted { message } };
         if let Some(entry) = self.lock().workers.get(uid).filter(|entry| !entry.ending) {
+            self.inner.deps.metrics.evicted();
             entry.inbox.end(deletion);
         }
     }
@@ -246,6 +250,14 @@ impl Pods {
     /// The read handle on all pods.
     pub fn view(&self) -> PodsView {
         self.inner.deps.view.clone()
+    }
+
+    /// `/metrics` of a kubelet: what the workers counted and how the pods are. `started_at` is when the
+    /// daemon did.
+    pub fn metrics_text(&self, started_at: Timestamp) -> String {
+        let deps = &self.inner.deps;
+        let node = deps.node.borrow().name.clone();
+        deps.metrics.render(&deps.view, &node, started_at)
     }
 
     /// Until every pod has shown how it is, but no longer than `within`: one that cannot is no reason for
@@ -326,6 +338,7 @@ impl Pods {
     fn start(&self, state: &mut State, mut desired: DesiredPod) {
         let deps = &self.inner.deps;
         let uid = desired.uid.clone();
+        deps.metrics.taken_on(&desired);
         let observed = state.unclaimed.remove(&uid);
         let record = state.records.remove(&uid);
         let mut known = KnownPod::new(desired.key.clone(), uid.clone(), deps.clock.now());
@@ -422,6 +435,7 @@ impl Pods {
         let refusal = admission::sysctls(&desired.pod, &node.allowed_unsafe_sysctls)
             .and_then(|()| admission::admit(&desired.pod, others, &room))
             .err()?;
+        deps.metrics.refused(refusal.reason());
         tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
         Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
     }

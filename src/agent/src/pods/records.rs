@@ -98,8 +98,11 @@ impl PodRecord {
     }
 }
 
-/// What follows within this time is written together: a pod's start changes its record every few milliseconds.
-const GATHER: Duration = Duration::from_millis(20);
+/// What follows within this time is written together: a pod's start changes its record every few milliseconds,
+/// and what a killed daemon loses of it is found again. What is never found again waits only for as long as it
+/// takes to write it for many pods at once.
+const GATHER: Duration = Duration::from_millis(250);
+const GATHER_URGENT: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 enum Change {
@@ -118,12 +121,13 @@ struct Inner {
     folder: PathBuf,
     pending: Mutex<HashMap<PodUid, Change>>,
     wake: Notify,
+    hurry: Notify,
 }
 
 impl Records {
     /// Records below `folder`, which exists.
     pub fn new(folder: PathBuf) -> Self {
-        let inner = Inner { folder, pending: Mutex::default(), wake: Notify::new() };
+        let inner = Inner { folder, pending: Mutex::default(), wake: Notify::new(), hurry: Notify::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -149,8 +153,15 @@ impl Records {
         Ok(records)
     }
 
+    /// Of what is found again where it is lost.
     pub fn save(&self, record: PodRecord) {
         self.put(record.uid.clone(), Change::Save(Box::new(record)));
+    }
+
+    /// Of what nothing else remembers: hooks begun and done, verdicts of probes.
+    pub fn save_soon(&self, record: PodRecord) {
+        self.save(record);
+        self.inner.hurry.notify_one();
     }
 
     pub fn forget(&self, uid: &PodUid) {
@@ -167,7 +178,10 @@ impl Records {
     pub async fn write_all(self) {
         loop {
             self.inner.wake.notified().await;
-            tokio::time::sleep(GATHER).await;
+            tokio::select! {
+                () = tokio::time::sleep(GATHER) => {}
+                () = self.inner.hurry.notified() => tokio::time::sleep(GATHER_URGENT).await,
+            }
             while !self.flush().await {
                 tokio::time::sleep(RETRY).await;
             }

@@ -11,7 +11,7 @@ use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::NodeContext;
 use longshore_core::pod::step::{Step, StepError, StepKey, StepOutcome};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -111,6 +111,16 @@ impl Steps {
         let Some(joined) = self.tasks.join_next_with_id().await else {
             return std::future::pending().await;
         };
+        self.ended(joined)
+    }
+
+    /// One more that has ended, without waiting for any.
+    pub fn next_now(&mut self) -> Option<Ended> {
+        let joined = self.tasks.try_join_next_with_id()?;
+        Some(self.ended(joined))
+    }
+
+    fn ended(&mut self, joined: Result<(Id, StepReport), JoinError>) -> Ended {
         let (id, report, panicked) = match joined {
             Ok((id, report)) => (id, report, false),
             Err(error) => (error.id(), panic_report(), true),

@@ -13,7 +13,6 @@ use longshore_core::pod::desired::{Deletion, EndCause, PodSource};
 use longshore_core::pod::observed::{ObservedSandbox, SandboxState};
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings, DnsSettings};
 use longshore_core::pod::step::{Step, StepError, StepKind, StepOutcome, StepResult};
-use prometheus_client::registry::Registry;
 
 use super::*;
 
@@ -163,7 +162,7 @@ impl World {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let executor = Arc::new(Executor::default());
-        let metrics = PodMetrics::register(&mut Registry::default());
+        let metrics = PodMetrics::default();
         let clock = Clock::following_tokio(Timestamp::from_second(1_800_000_000).unwrap());
         let (node_sender, node) = watch::channel(Arc::new(node_context()));
         let pods = Pods::new(Deps {

@@ -74,6 +74,8 @@ pub(super) struct Worker {
     panics_in_a_row: u32,
     /// Something the record on disk carries has changed.
     unsaved: bool,
+    /// And nothing else remembers it.
+    unsaved_alone: bool,
     /// Something a plan looks at may have changed since the last one.
     stale: bool,
     told: events::Told,
@@ -103,6 +105,7 @@ impl Worker {
             done_lately: HashMap::new(),
             panics_in_a_row: 0,
             unsaved: true,
+            unsaved_alone: false,
             stale: true,
             told,
         };
@@ -172,7 +175,13 @@ impl Worker {
         tokio::select! {
             // What came says itself whether it is news.
             () = self.inbox.arrived() => return,
-            ended = self.steps.next() => self.step_ended(ended),
+            ended = self.steps.next() => {
+                self.step_ended(ended);
+                // Those that ended together need one plan.
+                while let Some(ended) = self.steps.next_now() {
+                    self.step_ended(ended);
+                }
+            }
             Ok(()) = self.node.changed() => {}
             Ok(()) = self.object_changes.changed() => {
                 self.look_up_objects();
@@ -208,7 +217,7 @@ impl Worker {
                 ProbeKind::Readiness => &mut results.readiness,
             };
             *slot = Some(result);
-            self.unsaved = true;
+            self.unsaved_alone = true;
         }
         if mail.unblocked && matches!(self.lifecycle, Lifecycle::Queued { .. }) {
             self.lifecycle = Lifecycle::Syncing;
@@ -291,7 +300,8 @@ impl Worker {
         let took_ms = millis_between(began, now);
         let outcome = ended.report.outcome;
         let (result, detail) = fold::describe(&outcome, ended.report.waited);
-        self.deps.metrics.step_ended(key.kind, took_ms, result);
+        let took = Duration::from_millis(took_ms).saturating_sub(ended.report.waited);
+        self.deps.metrics.step_ended(&self.desired, &ended.step, took, &outcome);
         if ended.panicked {
             self.deps.metrics.step_panics.inc();
         }
@@ -315,7 +325,7 @@ impl Worker {
             }
             *count += 1;
         }
-        self.unsaved |= matches!(ended.step, Step::PostStart { .. } | Step::StopContainer(_));
+        self.unsaved_alone |= remembered_here(&ended.step);
         self.local.record(&ended.step, &outcome, now);
         self.note_observation();
         if let Some(reading) = ended.report.reading {
@@ -324,6 +334,7 @@ impl Worker {
     }
 
     fn turn(&mut self) {
+        let begin = std::time::Instant::now();
         let node = self.node.borrow_and_update().clone();
         for _ in 0..ROUNDS {
             let now = self.deps.clock.now();
@@ -338,9 +349,10 @@ impl Worker {
                 break;
             }
         }
-        if self.unsaved {
+        if self.unsaved || self.unsaved_alone {
             self.save();
         }
+        self.deps.metrics.turn_ended(&self.lifecycle, begin.elapsed());
     }
 
     fn snapshot<'a>(&'a self, node: &'a NodeContext, now: Timestamp) -> PodSnapshot<'a> {
@@ -401,6 +413,7 @@ impl Worker {
                 continue;
             }
             self.local.begin(&step, now);
+            self.unsaved_alone |= remembered_here(&step);
             self.deps.recorder.began(&self.desired, &step);
             self.deps.view.began(&self.desired.uid, now, key.to_string());
             let job = StepJob {
@@ -431,6 +444,10 @@ impl Worker {
             for event in events::of_status(self.prior.as_ref(), &status, now) {
                 self.deps.view.event(uid, event.at, event.what, event.detail);
             }
+            let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+            if runs(&status) && !self.prior.as_ref().is_some_and(runs) {
+                self.deps.metrics.started(self.desired.seen_at, now);
+            }
             self.unsaved = true;
         }
         if self.probes != plan.probes {
@@ -460,12 +477,20 @@ impl Worker {
     }
 
     fn save(&mut self) {
+        let record = PodRecord::of(&self.desired, &self.lifecycle, self.prior.as_ref(), &self.local);
         self.unsaved = false;
-        self.deps.records.save(PodRecord::of(
-            &self.desired,
-            &self.lifecycle,
-            self.prior.as_ref(),
-            &self.local,
-        ));
+        match std::mem::take(&mut self.unsaved_alone) {
+            true => self.deps.records.save_soon(record),
+            false => self.deps.records.save(record),
+        }
+    }
+}
+
+/// Hooks run once; the runtime does not know of them.
+fn remembered_here(step: &Step) -> bool {
+    match step {
+        Step::PostStart { .. } => true,
+        Step::StopContainer(stop) => stop.pre_stop.is_some(),
+        _ => false,
     }
 }
