@@ -37,7 +37,9 @@ use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, Listening, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
-use crate::pods::{Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, Stalls};
+use crate::pods::{
+    Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, Stalls,
+};
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
 use crate::probes::exec::RuntimeExec;

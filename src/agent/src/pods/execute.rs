@@ -86,7 +86,10 @@ pub struct Executor {
 
 impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Executor").field("starts", &self.starts).field("stops", &self.stops).finish_non_exhaustive()
+        f.debug_struct("Executor")
+            .field("starts", &self.starts)
+            .field("stops", &self.stops)
+            .finish_non_exhaustive()
     }
 }
 
