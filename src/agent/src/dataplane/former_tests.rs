@@ -211,7 +211,7 @@ async fn the_node_s_own_pod_networks_turn_the_chains_that_tell_pods() {
     assert_eq!(table(&node), table(&other), "as a cluster's network of the same range");
 }
 
-fn iptables_engine(node: &Node, iptables: &Arc<FakeIptables>) -> Engine {
+pub(super) fn iptables_engine(node: &Node, iptables: &Arc<FakeIptables>) -> Engine {
     let kernel = node.kernel();
     let open = OpenKernel::new(move || Ok(kernel.clone()))
         .clearing(Arc::new(FakeXtables::default()))
@@ -236,6 +236,8 @@ async fn iptables_mode_serves_adopts_and_repairs() {
         matches!(&fate, longshore_core::ruleset::trace::Fate::Endpoints(to) if to.len() == 2),
         "{fate:?}"
     );
+    let held = engine.figures().iptables.expect("iptables mode counts its rules");
+    assert!(held[0][0] > 5 && held[0][1] > 20, "{held:?}");
     // A restart on an unchanged state writes nothing.
     let mut restarted = settled(iptables_engine(&node, &iptables), population()).await;
     assert_eq!((restarted.audit(at(1)).await, iptables.runs().len()), (0, runs));
@@ -246,8 +248,10 @@ async fn iptables_mode_serves_adopts_and_repairs() {
     // One endpoint more is one run of the program.
     let runs = iptables.runs().len();
     take(&mut engine, endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]));
-    engine.sync(at(3)).await;
+    let round = engine.sync(at(3)).await.and_then(|round| round.iptables).unwrap();
     assert_eq!(iptables.runs().len(), runs + 1);
+    // The rules of the chains that spread, of TCP and of UDP, and no other's.
+    assert_eq!((round.rules, round.refused), ([[0, 6], [0, 0]], [0, 0]));
 }
 
 #[tokio::test]

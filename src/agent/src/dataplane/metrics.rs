@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use longshore_core::ruleset::diff::{Change, Op};
+use longshore_core::ruleset::ipt::Table;
+use longshore_core::ruleset::object::{ObjectKey, ObjectValue};
 use longshore_core::service::Family as IpFamily;
 use longshore_core::service::view::DataplaneView;
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -29,6 +32,12 @@ struct OfFamily {
 struct OfPolicy {
     ip_family: &'static str,
     traffic_policy: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTable {
+    ip_family: &'static str,
+    table: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +71,45 @@ pub struct Figures {
     pub no_local_internal: [u32; 2],
     /// The same for the external policy.
     pub no_local_external: [u32; 2],
+    /// Rules of ours that iptables holds; `None` in other modes.
+    pub iptables: Option<TableRules>,
+}
+
+/// Rules by family (IPv4, IPv6) and table (filter, nat).
+pub type TableRules = [[u64; 2]; 2];
+
+/// The tables in the order of [`TableRules`]; that of the hint holds no rule.
+const TABLES: [Table; 2] = [Table::Filter, Table::Nat];
+
+/// Count the rules of a chain, or of a jump into it, to its table.
+pub(super) fn count_rules(rules: &mut TableRules, key: &ObjectKey, value: &ObjectValue) {
+    let (id, count) = match (key, value) {
+        (ObjectKey::Chain(id), ObjectValue::Rules(list)) => (id, list.len()),
+        (ObjectKey::Hook(hook), _) => (&hook.to, 1),
+        _ => return,
+    };
+    if let Some(table) = TABLES.iter().position(|table| *table == id.table) {
+        rules[usize::from(id.ipv6)][table] += count as u64;
+    }
+}
+
+/// What the programs of iptables mode were given in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IptablesRound {
+    /// Rules written.
+    pub rules: TableRules,
+    /// Objects refused: IPv4, IPv6.
+    pub refused: [u64; 2],
+}
+
+impl IptablesRound {
+    /// An operation came back.
+    pub fn note(&mut self, op: &Op, taken: bool) {
+        if let (Change::Add(value) | Change::Set(value), true) = (&op.change, taken) {
+            count_rules(&mut self.rules, &op.key, value);
+        }
+        self.refused[usize::from(op.claim.is_ipv6())] += u64::from(!taken);
+    }
 }
 
 /// One round that wrote or tried to.
@@ -72,6 +120,8 @@ pub struct Round {
     pub full: bool,
     /// Operations the kernel refused.
     pub refusals: u64,
+    /// What iptables mode did.
+    pub iptables: Option<IptablesRound>,
 }
 
 /// The dataplane's metrics; cheap to clone.
@@ -89,6 +139,10 @@ pub struct ProxyMetrics {
     service_changes: Family<OfFamily, Counter>,
     service_changes_pending: Family<OfFamily, Count>,
     nftables_failures: Family<OfFamily, Counter>,
+    iptables_rules: Family<OfTable, Count>,
+    iptables_last: Family<OfTable, Count>,
+    iptables_failures: Family<OfFamily, Counter>,
+    iptables_partial_failures: Family<OfFamily, Counter>,
     no_local: Family<OfPolicy, Count>,
     healthz: Family<OfCode, Counter>,
     livez: Family<OfCode, Counter>,
@@ -117,6 +171,10 @@ impl ProxyMetrics {
             service_changes: Family::default(),
             service_changes_pending: Family::default(),
             nftables_failures: Family::default(),
+            iptables_rules: Family::default(),
+            iptables_last: Family::default(),
+            iptables_failures: Family::default(),
+            iptables_partial_failures: Family::default(),
             no_local: Family::default(),
             healthz: Family::default(),
             livez: Family::default(),
@@ -169,6 +227,34 @@ impl ProxyMetrics {
                 failures.inc_by(round.refusals);
             }
         }
+        if let Some(iptables) = round.iptables {
+            self.iptables_synced(&iptables, round.full);
+        }
+    }
+
+    fn iptables_synced(&self, round: &IptablesRound, full: bool) {
+        self.set_rules(&self.iptables_last, &round.rules);
+        for (of, refused) in self.labels().zip(round.refused) {
+            // Both are there from the first round on, so that an alert sees the first failure.
+            let (whole, partial) = (
+                self.iptables_failures.get_or_create(&of),
+                self.iptables_partial_failures.get_or_create(&of),
+            );
+            if full {
+                whole.inc_by(refused)
+            } else {
+                partial.inc_by(refused)
+            };
+        }
+    }
+
+    fn set_rules(&self, family: &Family<OfTable, Count>, rules: &TableRules) {
+        for (ip_family, of_family) in self.families.iter().zip(rules) {
+            for (table, count) in TABLES.iter().zip(of_family) {
+                let of = OfTable { ip_family, table: table.name() };
+                family.get_or_create(&of).set(i64::try_from(*count).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     /// A change of endpoints is in the kernel, this long after what made it.
@@ -205,6 +291,9 @@ impl ProxyMetrics {
                 self.no_local.get_or_create(&OfPolicy { ip_family, traffic_policy }).set(i64::from(count));
             }
         }
+        if let Some(rules) = &figures.iptables {
+            self.set_rules(&self.iptables_rules, rules);
+        }
         let mut registry = Registry::default();
         self.register(&mut registry);
         register_own(&mut registry, view);
@@ -235,6 +324,10 @@ impl ProxyMetrics {
             "sync_proxy_rules_service_changes" service_changes "Changes of Services";
             "sync_proxy_rules_service_changes_pending" service_changes_pending "Changes of Services that wait";
             "sync_proxy_rules_nftables_sync_failures" nftables_failures "Operations nf_tables refused";
+            "sync_proxy_rules_iptables_total" iptables_rules "Rules in iptables";
+            "sync_proxy_rules_iptables_last" iptables_last "Rules the last round wrote to iptables";
+            "sync_proxy_rules_iptables_restore_failures" iptables_failures "Chains iptables refused in rounds over everything";
+            "sync_proxy_rules_iptables_partial_restore_failures" iptables_partial_failures "Chains iptables refused in rounds over what changed";
             "sync_proxy_rules_no_local_endpoints_total" no_local "Service ports with policy Local and no endpoint here";
             "proxy_healthz" healthz "Answers of /healthz";
             "proxy_livez" livez "Answers of /livez";
@@ -285,16 +378,22 @@ mod tests {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         metrics.service_queued(now);
         metrics.endpoints_queued(now);
-        let round = Round { took: Duration::from_millis(3), full: true, refusals: 2 };
+        let round = Round { took: Duration::from_millis(3), full: true, refusals: 2, iptables: None };
         metrics.synced(round, true, now);
+        let iptables = IptablesRound { rules: [[3, 40], [2, 1]], refused: [0, 5] };
+        metrics.synced(Round { iptables: Some(iptables), refusals: 5, full: false, ..round }, false, now);
         metrics.programmed(Duration::from_millis(300));
         metrics.flows_compared(4, Duration::from_millis(1));
         metrics.healthz_answered(503);
-        let figures = Figures { no_local_internal: [0, 1], no_local_external: [2, 0] };
+        let figures = Figures {
+            no_local_internal: [0, 1],
+            no_local_external: [2, 0],
+            iptables: Some([[7, 900], [6, 20]]),
+        };
         let text = metrics.render(&DataplaneView::default(), figures);
         for line in [
             "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
-            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 2",
             "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
             "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 1",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1800000000.0",
@@ -302,6 +401,12 @@ mod tests {
             "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv4\"} 1",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 1",
             "kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family=\"IPv6\"} 2",
+            "# TYPE kubeproxy_sync_proxy_rules_iptables_total gauge",
+            "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv4\",table=\"nat\"} 900",
+            "kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv6\",table=\"filter\"} 2",
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv6\"} 0",
+            "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family=\"IPv6\"} 5",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 2",
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
             "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 4",

@@ -22,6 +22,7 @@ use longshore_core::ruleset::nft::{NftBatch, NftTable, TableKey};
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::ruleset::object::{self, DEVICE};
 use longshore_core::ruleset::trace::{Fate, Origin};
+use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
 use longshore_kernel::netlink::{NetlinkError, Refusal};
 use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError, Touched};
@@ -471,6 +472,35 @@ async fn an_endpoint_leaves_when_its_last_connection_is_over() {
 }
 
 #[tokio::test]
+async fn kernel_settings_and_time_outs_of_ipvs_mode_are_made_as_configured() {
+    let node = Node::new();
+    let arp = ["net/ipv4/conf/all/arp_ignore", "net/ipv4/conf/all/arp_announce"];
+    let reuse = "net/ipv4/vs/conn_reuse_mode";
+    let all: Vec<(&str, &str)> =
+        SYSCTLS.into_iter().chain(arp).chain([reuse]).map(|path| (path, "9")).collect();
+    let sysctls = Arc::new(FakeSysctls::new(&all));
+    let kernel = Kernel { sysctls: sysctls.clone(), ..node.kernel() };
+    let open = OpenKernel::new(move || Ok(kernel.clone()));
+    let config = DataplaneConfig {
+        strict_arp: true,
+        kernel_version: (5, 4),
+        timeouts: IpvsTimeouts { tcp: 901, tcp_fin: 0, udp: 301 },
+        ..config()
+    };
+    let before = node.ipvs.info().await.unwrap().timeouts;
+    let engine = settled(Engine::new(config, open), population()).await;
+    assert_eq!(engine.view().warnings, [] as [&str; 0]);
+    let values = SYSCTLS.into_iter().chain(arp).chain([reuse]).map(|path| sysctls.read(path).unwrap());
+    assert_eq!(values.collect::<Vec<_>>(), ["1", "1", "1", "1", "1", "2", "0"]);
+    let after = node.ipvs.info().await.unwrap().timeouts;
+    assert_eq!(
+        after,
+        IpvsTimeouts { tcp: 901, tcp_fin: before.tcp_fin, udp: 301 },
+        "a zero leaves the kernel's"
+    );
+}
+
+#[tokio::test]
 async fn a_refused_service_is_named_and_stops_no_other() {
     let node = Node::new();
     node.ipvs.faults.script("ipvs 10.96.0.1:80/tcp: add service", Errno::ENOMEM, 2);
@@ -657,27 +687,40 @@ async fn a_table_deleted_by_hand_is_back_with_the_next_change_at_the_cost_of_a_s
 
 #[tokio::test]
 async fn udp_flows_to_endpoints_that_are_gone_are_forgotten_also_after_a_restart() {
+    let node = Node::new();
+    check_flows(&node, &|| node.engine()).await;
+    let node = Node::new();
+    let nftables = || DataplaneConfig { mode: ModeRequest::Nftables, ..config() };
+    let kernel = node.kernel();
+    let open = OpenKernel::new(move || Ok(kernel.clone()));
+    check_flows(&node, &|| Engine::new(nftables(), open.clone())).await;
+    let node = Node::new();
+    let iptables = Arc::new(FakeIptables::new(Variant::Legacy));
+    check_flows(&node, &|| super::former_tests::iptables_engine(&node, &iptables)).await;
+}
+
+async fn check_flows(node: &Node, engine: &dyn Fn() -> Engine) {
     let flow = |dst: &str, answers: &str| Flow {
         src: "10.244.1.9:4000".parse().unwrap(),
         dst: dst.parse().unwrap(),
         answers: answers.parse().unwrap(),
     };
-    let node = Node::new();
-    let mut engine = settled(node.engine(), population()).await;
+    let mut running = settled(engine(), population()).await;
     let live = flow("10.96.0.1:53", "10.244.1.1:8053");
     let dead = flow("10.96.0.1:53", "10.244.1.2:8053");
     let deleted = flow("192.168.0.1:30002", "10.244.1.3:8053");
     let other = flow("8.8.8.8:53", "8.8.8.8:53");
     node.flows.0.lock().unwrap().extend([live, dead, deleted, other]);
-    engine.take(endpoints("web", &["10.244.1.1"]));
-    engine.sync(at(1)).await;
+    take(&mut running, endpoints("web", &["10.244.1.1"]));
+    running.sync(at(1)).await;
     assert_eq!(*node.flows.0.lock().unwrap(), BTreeSet::from([live, deleted, other]));
     // While nobody was looking, Service `api` went away.
     let rest =
         vec![endpoints("web", &["10.244.1.1"]), service("web", 1), service("none", 3), Change::SourcesSynced];
-    let engine = settled(node.engine(), rest).await;
-    assert_eq!(*node.flows.0.lock().unwrap(), BTreeSet::from([live, other]));
-    assert_eq!(engine.view().counters.flows_deleted, 1);
+    let again = settled(engine(), rest).await;
+    let mode = again.view().mode;
+    assert_eq!(*node.flows.0.lock().unwrap(), BTreeSet::from([live, other]), "{mode}");
+    assert_eq!(again.view().counters.flows_deleted, 1, "{mode}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 //! instead of a list. All our chains begin with `LONGSHORE`, so that a kube-proxy beside us keeps its own.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use sha2::{Digest, Sha256};
 
@@ -200,6 +200,42 @@ pub fn entries(state: &ServicePortState) -> Vec<(FrontendKind, Entry)> {
     let own = own.map(|(kind, addr)| (kind, Entry::address(addr, protocol, state.spec.port)));
     let node_port = state.spec.node_port.map(|port| Entry::node_port(is_ipv6(state), protocol, port));
     own.chain(node_port.map(|entry| (FrontendKind::NodePort, entry))).collect()
+}
+
+/// UDP frontends that these chains lead to endpoints, node ports at each of the node's addresses. Which
+/// Services they belonged to is not said by rules; that their flows may be translated is.
+pub fn udp_frontends(objects: &Objects, node: &NodeNetwork) -> BTreeSet<SocketAddr> {
+    let mut found = BTreeSet::new();
+    for (key, value) in objects.iter() {
+        let (ObjectKey::Chain(id), ObjectValue::Rules(rules)) = (key, value) else { continue };
+        if id.table != Table::Nat || !is_ours(&id.name) {
+            continue;
+        }
+        for rule in rules {
+            found.extend(udp_leaf(rule, id.ipv6, node));
+        }
+    }
+    found
+}
+
+/// The frontends of a trie's rule for one UDP port; other rules have none.
+fn udp_leaf(rule: &Rule, ipv6: bool, node: &NodeNetwork) -> Vec<SocketAddr> {
+    let port = rule.matches.iter().find_map(|one| match one {
+        Match::Ports(Protocol::Udp, first, last) if first == last => Some(*first),
+        _ => None,
+    });
+    let Some(port) = port else { return Vec::new() };
+    let within = rule.matches.iter().find_map(|one| match one {
+        Match::Destination { within, not: false } => Some(*within),
+        _ => None,
+    });
+    match within {
+        Some(within) => vec![SocketAddr::new(within.first(), port)],
+        None => {
+            let own = node.node_port_addresses.iter().filter(|addr| addr.is_ipv6() == ipv6);
+            own.map(|addr| SocketAddr::new(*addr, port)).collect()
+        }
+    }
 }
 
 /// The rule a trie of a table has for an entry of this kind; none where the table lets its packets be.

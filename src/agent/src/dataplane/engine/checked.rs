@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use longshore_core::ids::ObjectKey;
+use longshore_core::ruleset::desired::BackEnd;
 use longshore_core::ruleset::model::ServicePortState;
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::service::Family;
@@ -11,6 +12,7 @@ use longshore_core::service::table::ServiceTable;
 use longshore_core::service::types::TrafficPolicy;
 
 use super::Engine;
+use crate::dataplane::metrics::{TableRules, count_rules};
 use crate::dataplane::{Figures, HealthChecks};
 
 /// Services with a health check port.
@@ -68,6 +70,13 @@ impl Engine {
             figures.no_local_internal[family] +=
                 u32::from(state.spec.policies.internal == TrafficPolicy::Local);
             figures.no_local_external[family] += u32::from(is_local_outside(state));
+        }
+        if self.in_force == BackEnd::Iptables {
+            let mut rules = TableRules::default();
+            for (key, value) in self.applied.claims().flat_map(|(_, objects)| objects.iter()) {
+                count_rules(&mut rules, key, value);
+            }
+            figures.iptables = Some(rules);
         }
         figures
     }

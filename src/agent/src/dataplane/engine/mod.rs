@@ -34,7 +34,7 @@ use tokio::time::Instant;
 
 use super::iptables;
 use super::kernel::{self, Kernel, KernelError, in_full};
-use super::metrics::Round;
+use super::metrics::{IptablesRound, Round};
 use super::{Change, DataplaneConfig, OpenKernel};
 use checked::CheckedServices;
 use retire::Retirement;
@@ -114,6 +114,8 @@ pub struct Engine {
     /// The last round could write nothing of what it had to.
     stuck: bool,
     flows_compared: Option<(u64, Duration)>,
+    /// What the programs of iptables mode were given since the last round began.
+    iptables_round: IptablesRound,
     checks: CheckedServices,
     retirement: Retirement,
     skipped: BTreeMap<ApiKey, Vec<String>>,
@@ -143,6 +145,7 @@ impl Engine {
             everything: false,
             stuck: false,
             flows_compared: None,
+            iptables_round: IptablesRound::default(),
             checks: CheckedServices::default(),
             retirement: Retirement::default(),
             skipped: BTreeMap::new(),
@@ -273,11 +276,13 @@ impl Engine {
         let mut round = None;
         if !self.due(now).is_empty() {
             let full = std::mem::take(&mut self.everything);
+            self.iptables_round = IptablesRound::default();
             self.round(&served, now, &|_, _| false).await;
             let (took, refusals) = (began.elapsed(), self.counters.refusals - refused);
             self.counters.syncs += 1;
             self.counters.last_sync_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            round = Some(Round { took, full, refusals });
+            let iptables = served.iptables.is_some().then_some(self.iptables_round);
+            round = Some(Round { took, full, refusals, iptables });
         }
         if self.suspect {
             self.suspect = false;
@@ -375,6 +380,7 @@ impl Engine {
         outcome: Result<(), KernelError>,
         failed: &mut BTreeMap<Claim, KernelError>,
     ) {
+        self.iptables_round.note(op, outcome.is_ok());
         match outcome {
             Ok(()) => {
                 self.counters.writes += 1;
@@ -447,13 +453,11 @@ impl Engine {
             self.soil_everything();
         }
         let seen = Applied::adopt(dump.objects);
-        let claims: BTreeSet<Claim> =
-            seen.claims().chain(self.applied.claims()).map(|(claim, _)| *claim).collect();
+        let others = seen.claims().filter(|(claim, have)| self.applied.objects(claim) != Some(*have));
+        let gone = self.applied.claims().filter(|(claim, _)| seen.objects(claim).is_none());
+        let claims: BTreeSet<Claim> = others.chain(gone).map(|(claim, _)| *claim).collect();
         for claim in claims {
             let (have, believed) = (seen.objects(&claim), self.applied.objects(&claim));
-            if have == believed {
-                continue;
-            }
             let drift = differing(have, believed);
             tracing::warn!(%claim, objects = drift, "the kernel differs from what was acknowledged; repairing it");
             self.counters.drift += drift;

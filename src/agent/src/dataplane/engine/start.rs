@@ -14,7 +14,7 @@ use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::node::{self, NodePortAddresses};
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 
-use longshore_core::ruleset::render_ipt::IptSettings;
+use longshore_core::ruleset::render_ipt::{self, IptSettings};
 use longshore_kernel::iptables::Iptables;
 
 use super::super::kernel::{Dump, Kernel, KernelError, in_full};
@@ -228,6 +228,11 @@ impl Engine {
             if let Claim::Frontend { addr, port, protocol: Protocol::Udp } = claim {
                 self.udp.was_served(SocketAddr::new(addr, port));
             }
+        }
+        if self.in_force == BackEnd::Iptables {
+            // Chains are not named after frontends; their rules are read.
+            let frontends = render_ipt::udp_frontends(objects, self.desired.node());
+            frontends.into_iter().for_each(|frontend| self.udp.was_served(frontend));
         }
     }
 
