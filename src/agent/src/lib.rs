@@ -2,6 +2,7 @@
 //! put together in `wiring`. Decisions live in `longshore-core`; here they are carried out.
 
 pub mod admin;
+pub mod certificates;
 pub mod cgroups;
 pub mod config;
 pub mod dataplane;
@@ -10,6 +11,7 @@ pub mod empty_dirs;
 pub mod hooks;
 pub mod image_gc;
 pub mod images;
+pub mod join;
 pub mod joined;
 pub mod journal;
 pub mod leftovers;

@@ -10,6 +10,7 @@ use longshore_core::wire::{NodeView, ObjectKind, PodView, SourceProblem, Timelin
 use tokio::sync::watch;
 
 use crate::admin::{NodeReads, PodReads};
+use crate::certificates::Certificates;
 use crate::dataplane::DataplaneHandle;
 use crate::pods::follow::RuntimeHealth;
 use crate::pods::{Clock, PodsView};
@@ -57,6 +58,7 @@ pub struct NodeViews {
     pub sources: Arc<dyn SourceReads>,
     /// `None` while the proxy role is off.
     pub dataplane: Option<DataplaneHandle>,
+    pub certificates: Certificates,
 }
 
 impl std::fmt::Debug for NodeViews {
@@ -71,6 +73,16 @@ impl NodeReads for NodeViews {
         let dataplane = self.dataplane.as_ref().map(DataplaneHandle::view);
         let (service_mode, service_mode_reason) =
             dataplane.map(|view| (view.mode.clone(), view.reason.clone())).unwrap_or_default();
+        let now = Timestamp::now();
+        let mut sources = self.sources.sources();
+        sources.extend(self.certificates.lines(now));
+        let mut problems = self.sources.problems();
+        problems.extend(self.certificates.problems(now).into_iter().map(|(path, message)| SourceProblem {
+            place: path.display().to_string(),
+            object: None,
+            message,
+            since: now,
+        }));
         NodeView {
             name: self.name.clone(),
             ips: self.ips.clone(),
@@ -78,8 +90,8 @@ impl NodeReads for NodeViews {
             started_at: self.started_at,
             runtime: health.answers.map(|()| health.runtime),
             network: health.network,
-            sources: self.sources.sources(),
-            problems: self.sources.problems(),
+            sources,
+            problems,
             service_mode,
             service_mode_reason,
         }

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminReads, AdminSocket, ImageReads, PeerPolicy, ServiceReads};
+use crate::certificates::Certificates;
 use crate::cgroups;
 use crate::config::{AgentArgs, Settings};
 use crate::dataplane::DataplaneHandle;
@@ -61,6 +62,9 @@ const AT_ONCE_AT_MOST: usize = 256;
 /// Adopted pods show how they are within this, or are looked at as they come.
 const SHOWN_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// A first certificate that is approved by itself is there within this.
+const CERTIFICATE_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// The world the daemon works on; tests give fakes.
 pub struct World {
     pub clock: Clock,
@@ -73,6 +77,8 @@ pub struct World {
     pub facts: Facts,
     /// `None` while the node runs alone.
     pub control_plane: Option<Clients>,
+    /// What keeps the node's certificates, where it joins one.
+    pub certificates: Certificates,
 }
 
 impl std::fmt::Debug for World {
@@ -95,6 +101,7 @@ pub struct NodeHalf {
     state: PathBuf,
     leftovers: Leftovers,
     joined: Option<Arc<Joined>>,
+    certificates: Certificates,
     dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
     tasks: Tasks,
@@ -158,6 +165,12 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
     let facts = Facts::read(&routes, settings.dns.resolv_conf.as_deref()).await?;
     let runtime = connect(&settings)?;
     let exec = Arc::new(RuntimeExec(runtime.streams.clone()));
+    let control_plane = settings.join.as_ref().map(Clients::open).transpose()?;
+    let name = node::context(&settings, &facts, None, Timestamp::now()).name;
+    let certificates = match settings.join.as_ref().zip(control_plane.as_ref()) {
+        Some((join, clients)) => Certificates::start(join, &name, &clients.node, Clock::System, &stop)?,
+        None => Certificates::default(),
+    };
     let world = World {
         clock: Clock::System,
         mounts: Arc::new(KernelMounts(Arc::new(RealMounts))),
@@ -167,7 +180,8 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
         disk: Arc::new(RealDisk),
         runtime,
         facts,
-        control_plane: settings.join.as_ref().map(Clients::open).transpose()?,
+        control_plane,
+        certificates,
     };
     let dataplane = match settings.roles.proxy {
         true => Some(proxy::start(&settings, &world.facts, &stop).await?),
@@ -345,6 +359,7 @@ impl NodeHalf {
             state: state.to_path_buf(),
             leftovers,
             joined,
+            certificates: world.certificates,
             dataplane,
             follower,
             tasks,
@@ -361,6 +376,7 @@ impl NodeHalf {
             health: self.health.clone(),
             sources: self.sourcing.clone(),
             dataplane: self.dataplane.clone(),
+            certificates: self.certificates.clone(),
         };
         let pods = PodViews { pods: self.pods.view(), clock: self.follower.clock };
         let services = self.dataplane.clone().map(|dataplane| Arc::new(dataplane) as Arc<dyn ServiceReads>);
@@ -421,6 +437,12 @@ impl NodeHalf {
             let _ = synced.wait_for(|synced| *synced).await;
         }
         if let Some(joined) = &self.joined {
+            supervisor::status("waiting for the client certificate");
+            // Without it no call can work; whoever approves may take hours, and the pods of before need none.
+            let usable = self.certificates.usable(self.follower.clock);
+            if tokio::time::timeout(CERTIFICATE_WITHIN, usable).await.is_err() {
+                tracing::warn!("there is no client certificate yet; going on without the API server");
+            }
             supervisor::status("waiting for the API server");
             joined.start(remembered, |task| self.tasks.spawn(task)).await;
         }

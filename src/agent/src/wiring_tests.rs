@@ -136,6 +136,7 @@ impl TestNode {
             runtime,
             facts: facts(),
             control_plane: None,
+            certificates: Certificates::default(),
         };
         let state = make_folders(&self.settings.pods.root_dir).unwrap();
         let stop = CancellationToken::new();

@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod client;
 pub mod credentials;
+pub mod discovery;
 pub mod error;
 pub mod events;
 #[cfg(feature = "fake")]
@@ -21,6 +22,7 @@ pub mod watch;
 
 pub use client::{ApiClient, PatchKind};
 pub use credentials::{Credentials, CredentialsError};
+pub use discovery::DiscoveryTransport;
 pub use error::ApiError;
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use path::Path;

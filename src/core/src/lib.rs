@@ -4,6 +4,8 @@
 //! (`jiff::Timestamp`). The crates around it observe the world into these types and execute the
 //! steps these functions return.
 
+pub mod bootstrap;
+pub mod certificates;
 pub mod conntrack;
 pub mod event;
 pub mod explain;

@@ -33,6 +33,14 @@ enum Command {
     #[command(after_help = "Example:
   longshore agent --standalone --manifests /etc/longshore/manifests")]
     Agent(Box<longshore_agent::config::AgentArgs>),
+    /// Join a Kubernetes cluster: write what the agent starts with
+    #[command(after_help = "Example:
+  longshore join 192.0.2.1:6443 --token abcdef.0123456789abcdef \\
+    --discovery-token-ca-cert-hash sha256:...
+  systemctl enable --now longshore
+
+`kubeadm token create --print-join-command` on the control plane prints these options.")]
+    Join(Box<longshore_agent::join::JoinArgs>),
     /// Print a completion script
     #[command(after_help = "Example:
   longshore completion bash > /etc/bash_completion.d/longshore")]
@@ -47,6 +55,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Ctl(command) => longshore_ctl::main(command),
         Command::Agent(args) => longshore_agent::main(&args),
+        Command::Join(args) => longshore_agent::join::main(&args),
         Command::Completion { shell } => {
             longshore_ctl::shell::completion(&mut Cli::command(), shell);
             ExitCode::SUCCESS

@@ -46,10 +46,10 @@ pub struct AgentArgs {
     /// Join a control plane with these credentials; without it the node runs alone
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Credentials to get the first certificate with (not there yet)
+    /// Credentials to get the first certificate with, and another after one has expired
     #[arg(long, value_name = "FILE")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// Folder of the daemon's certificates (likewise)
+    /// Folder of the node's certificates and keys [default: /var/lib/kubelet/pki]
     #[arg(long, value_name = "DIR")]
     pub cert_dir: Option<PathBuf>,
     /// Remove everything of ours from the kernel's Service tables, then end

@@ -42,7 +42,7 @@ config_fields! {
         "tlsCipherSuites" tls_cipher_suites: Vec<String> = Vec::new(), keep, Later, "names as in Go's crypto/tls";
         "tlsMinVersion" tls_min_version: String = String::new(), keep, Later, "VersionTLS12 or VersionTLS13";
         "tlsCurvePreferences" tls_curve_preferences: Vec<serde_json::Value> = Vec::new(), keep, Later, "curves of the key exchange";
-        "rotateCertificates" rotate_certificates: bool = false, keep, Later, "client certificate through CSRs";
+        "rotateCertificates" rotate_certificates: bool = false, keep, Now, "client certificate through CSRs";
         "serverTLSBootstrap" server_tls_bootstrap: bool = false, keep, Later, "serving certificate through CSRs";
         "authentication" authentication: Authentication = Authentication::default(), keep, Later, "who may call the HTTPS API: x509, webhook, anonymous";
         "authorization" authorization: Authorization = Authorization::default(), keep, Later, "what callers may do: AlwaysAllow or Webhook";

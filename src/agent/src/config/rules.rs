@@ -281,6 +281,18 @@ fn credentials(args: &AgentArgs, proxy: &KubeProxyConfiguration) -> Option<PathB
     args.kubeconfig.clone().or_else(in_file)
 }
 
+/// Of the node's half; the proxy alone has no certificate of its own.
+fn certificates(args: &AgentArgs, config: &KubeletConfiguration) -> CertificateSettings {
+    let node = args.roles.iter().any(|role| role.trim() == "node");
+    CertificateSettings {
+        bootstrap: args.bootstrap_kubeconfig.clone().filter(|_| node),
+        // The kubelet's default follows its root folder's default and not its flag.
+        folder: args.cert_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/kubelet/pki")),
+        rotate: node && config.rotate_certificates,
+        serving: node && config.server_tls_bootstrap,
+    }
+}
+
 fn join(
     args: &AgentArgs,
     config: &KubeletConfiguration,
@@ -306,6 +318,7 @@ fn join(
     let services = Some(proxy.client_connection.kubeconfig.as_str()).filter(|path| !path.is_empty());
     Some(JoinSettings {
         kubeconfig,
+        certificates: certificates(args, config),
         services_kubeconfig: services.map(PathBuf::from),
         register: config.register_node.unwrap_or(true),
         taints: config.register_with_taints.iter().map(taint).collect(),

@@ -61,6 +61,7 @@ pub struct SourceSettings {
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinSettings {
     pub kubeconfig: PathBuf,
+    pub certificates: CertificateSettings,
     /// Credentials for Services and slices where the proxy half has its own (clientConnection.kubeconfig).
     pub services_kubeconfig: Option<PathBuf>,
     /// Create the Node object.
@@ -75,6 +76,19 @@ pub struct JoinSettings {
     /// Images in the status; `None`: all.
     pub max_images: Option<usize>,
     pub event_rate: EventRate,
+}
+
+/// How the node comes by its certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateSettings {
+    /// Credentials to get the first certificate with, and another after one has expired.
+    pub bootstrap: Option<PathBuf>,
+    /// Where certificates and keys are kept.
+    pub folder: PathBuf,
+    /// Ask for the next client certificate before this one ends.
+    pub rotate: bool,
+    /// The serving certificate is asked for too.
+    pub serving: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

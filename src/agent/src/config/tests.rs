@@ -419,3 +419,31 @@ proptest::proptest! {
         }
     }
 }
+
+/// `kubeadm join` writes the two first files; its package's drop-in starts the kubelet with this line, the
+/// last part of which is kubeadm-flags.env's KUBELET_KUBEADM_ARGS and what an admin has added.
+#[test]
+fn a_node_of_kubeadms_starts_with_its_own_files_and_flags() {
+    let config = format!(
+        "{KUBELET}authentication: {{x509: {{clientCAFile: /etc/kubernetes/pki/ca.crt}}}}\ncontainerRuntimeEndpoint: \"\"\n\
+         rotateCertificates: true\nstaticPodPath: /etc/kubernetes/manifests\n"
+    );
+    let line = "--roles=node --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf \
+                --config=%/config.yaml --container-runtime-endpoint=unix:///run/other.sock --hostname-override=Worker-1 \
+                --pod-infra-container-image=registry.k8s.io/pause:3.10 --register-with-taints=a=b:NoSchedule --node-ip=192.0.2.1 --v=2";
+    let settings = load_with(&[("config.yaml", &config)], line).expect("as kubeadm's drop-in starts it");
+    assert_eq!(settings.roles, Roles { node: true, proxy: false });
+    assert_eq!(settings.runtime.endpoint, Path::new("/run/other.sock"));
+    assert_eq!(settings.node.name.as_deref(), Some("worker-1"));
+    assert_eq!(settings.sources.manifests.as_deref(), Some(Path::new("/etc/kubernetes/manifests")));
+    let join = settings.join.expect("it joins");
+    assert_eq!(join.kubeconfig, Path::new("/etc/kubernetes/kubelet.conf"));
+    assert_eq!(join.taints.len(), 1);
+    let expected = CertificateSettings {
+        bootstrap: Some("/etc/kubernetes/bootstrap-kubelet.conf".into()),
+        folder: "/var/lib/kubelet/pki".into(),
+        rotate: true,
+        serving: false,
+    };
+    assert_eq!(join.certificates, expected);
+}

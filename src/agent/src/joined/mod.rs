@@ -26,6 +26,7 @@ use longshore_core::pod::mirror;
 use longshore_cri::Runtime;
 use tokio::sync::watch;
 
+use crate::certificates::{CertificateError, node_kubeconfig};
 use crate::config::{JoinSettings, Settings};
 use crate::dataplane::DataplaneHandle;
 use crate::node::{Facts, Node};
@@ -62,10 +63,12 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// The node's certificate may still have to be got; calls fail until it is there.
+    ///
     /// # Errors
     /// Where a kubeconfig is not one.
-    pub fn open(settings: &JoinSettings) -> Result<Self, KubeconfigError> {
-        let node = client(&settings.kubeconfig)?;
+    pub fn open(settings: &JoinSettings) -> Result<Self, CertificateError> {
+        let node = ApiClient::new(Arc::new(TlsTransport::new(node_kubeconfig(settings)?)));
         let services = settings.services_kubeconfig.as_deref().map(client).transpose()?;
         Ok(Self { services: services.unwrap_or_else(|| node.clone()), node })
     }

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::lock::WriterLock;
 use crate::admin::{self, AdminReads, AdminSocket, PeerPolicy, ServiceReads};
+use crate::certificates::Certificates;
 use crate::config::Settings;
 use crate::dataplane::{
     self, DataplaneConfig, DataplaneHandle, Kernel, OpenIptables, OpenKernel, dataplane, kernel_flows,
@@ -206,6 +207,7 @@ fn reads(
         health,
         sources: files,
         dataplane: Some(dataplane.clone()),
+        certificates: Certificates::default(),
     };
     let services = Arc::new(dataplane.clone()) as Arc<dyn ServiceReads>;
     AdminReads { node: Arc::new(node), pods: None, services: Some(services), images: None }

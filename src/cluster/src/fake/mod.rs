@@ -93,6 +93,11 @@ impl FakeApi {
         self.lock().objects.get(&Address::of(path)).cloned()
     }
 
+    /// All objects of a collection, in the order of their names.
+    pub fn list(&self, path: &str) -> Vec<Value> {
+        self.lock().objects.list(&Address::of(path), "")
+    }
+
     /// Calls to come go wrong.
     pub fn order(&self, verb: &'static str, path: &str, times: u32, fault: Fault) {
         self.lock().orders.push(Order { verb, path: path.to_owned(), times, fault });

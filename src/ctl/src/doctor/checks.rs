@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::facts::{AgentFact, Facts, Space};
-use super::{Finding, Level};
+use super::{Finding, Level, certificates};
 
 /// All checks in the order they are shown: what stops everything first.
 pub fn all(facts: &Facts) -> Vec<Finding> {
@@ -18,6 +18,7 @@ pub fn all(facts: &Facts) -> Vec<Finding> {
     findings.push(swap(facts));
     findings.extend(facts.spaces.iter().map(space));
     findings.push(rivals(facts));
+    findings.extend(facts.certificates.iter().map(|fact| certificates::finding(fact, facts.now)));
     findings
 }
 
@@ -445,6 +446,8 @@ mod tests {
             socket: "/run/longshore/longshore.sock".into(),
             agent: AgentFact::Answers,
             rivals: BTreeSet::new(),
+            certificates: Vec::new(),
+            now: jiff::Timestamp::UNIX_EPOCH,
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use longshore_cri::RuntimeInfo;
 
+use super::certificates::{self, CertificateFact};
 use crate::client::ClientError;
 use crate::pods::Node;
 
@@ -79,6 +80,8 @@ pub struct Facts {
     pub agent: AgentFact,
     /// Names of other node agents that run.
     pub rivals: BTreeSet<String>,
+    pub certificates: Vec<CertificateFact>,
+    pub now: jiff::Timestamp,
 }
 
 /// Capabilities the daemon cannot do without.
@@ -112,6 +115,8 @@ pub async fn gather(node: &Node, root_dir: &Path) -> Facts {
         socket: node.daemon.socket().to_path_buf(),
         agent: agent(node).await,
         rivals: rivals(),
+        certificates: certificates::read(root_dir),
+        now: jiff::Timestamp::now(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `longshore doctor`: is this node fit to run pods? Facts are read in `facts.rs`, judged by pure
 //! functions in `checks.rs`, and shown here: each line with what it means and what mends it.
 
+pub mod certificates;
 pub mod checks;
 pub mod facts;
 
