@@ -419,13 +419,11 @@ impl Pods {
     /// the same name makes room for it and is not counted.
     fn refusal(&self, state: &State, desired: &DesiredPod) -> Option<Deletion> {
         let deps = &self.inner.deps;
-        let over = |uid: &PodUid| deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
-        let workers = state.workers.iter().filter(|(uid, entry)| !entry.rejected && !over(uid));
-        let mut others: Vec<(PodKey, Arc<Pod>)> =
-            workers.map(|(_, entry)| (entry.key.clone(), entry.pod.clone())).collect();
-        others.extend(state.not_yet_claimed());
-        others.retain(|(key, _)| *key != desired.key);
-        let node = deps.node.borrow();
+        let places = state.workers.len() + state.records.len() + state.unclaimed.len();
+        let node = deps.node.borrow().clone();
+        // Most pods ask for nothing but a place, and there is one: nobody has to be counted.
+        let fits = places < node.max_pods && admission::asks_for_nothing(&desired.pod);
+        let others = if fits { Vec::new() } else { self.others(state, desired) };
         let room = NodeRoom {
             cpu_millis: node.allocatable_cpu_millis,
             memory_bytes: node.allocatable_memory_bytes,
@@ -438,6 +436,18 @@ impl Pods {
         deps.metrics.refused(refusal.reason());
         tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
         Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
+    }
+
+    /// Pods that take their place beside this one.
+    fn others(&self, state: &State, desired: &DesiredPod) -> Vec<(PodKey, Arc<Pod>)> {
+        let deps = &self.inner.deps;
+        let over = |uid: &PodUid| deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
+        let workers = state.workers.iter().filter(|(uid, entry)| !entry.rejected && !over(uid));
+        let mut others: Vec<(PodKey, Arc<Pod>)> =
+            workers.map(|(_, entry)| (entry.key.clone(), entry.pod.clone())).collect();
+        others.extend(state.not_yet_claimed());
+        others.retain(|(key, _)| *key != desired.key);
+        others
     }
 
     /// Nothing of this life is left: forget it and let the next one of its name begin.

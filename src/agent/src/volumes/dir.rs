@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxFlags};
 
@@ -58,15 +59,29 @@ impl Dir {
         }
     }
 
-    /// Makes the directory `name` where it is missing. A new one gets exactly `mode`, whatever the umask.
+    /// Opens the directory `name`, made where it is missing. A new one gets exactly `mode`, whatever the umask.
     pub fn ensure_child(&self, name: &str, mode: Bits) -> Result<Self, VolumeError> {
-        match fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) => {
-                let dir = self.child(name)?;
-                dir.set_mode(mode)?;
-                Ok(dir)
+        match self.child_if_there(name)? {
+            Some(dir) => Ok(dir),
+            None => {
+                self.make_child(name, mode)?;
+                self.child(name)
             }
-            Err(rustix::io::Errno::EXIST) => self.child(name),
+        }
+    }
+
+    /// Makes the directory `name` where it is missing, likewise, and does not open it.
+    pub fn make_child(&self, name: &str, mode: Bits) -> Result<(), VolumeError> {
+        match fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) if is_masked(mode) => self.child(name)?.set_mode(mode),
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::EXIST) => {
+                let there = self.stat_of(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+                match there {
+                    Some(FileType::Directory) => Ok(()),
+                    _ => Err(VolumeError::io("make folder", &self.path.join(name), rustix::io::Errno::EXIST)),
+                }
+            }
             Err(e) => Err(VolumeError::io("make folder", &self.path.join(name), e)),
         }
     }
@@ -165,7 +180,9 @@ impl Dir {
     ) -> Result<(), VolumeError> {
         let path = self.path.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))
+        // With the group still to be set nobody else may open it before.
+        let at_first = if group.is_some() { 0o600 } else { mode };
+        let fd = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(at_first))
             .map_err(|e| VolumeError::io("create", &path, e))?;
         let mut rest = data;
         while !rest.is_empty() {
@@ -177,15 +194,24 @@ impl Dir {
             fs::fchown(&fd, None, Some(fs::Gid::from_raw(gid)))
                 .map_err(|e| VolumeError::io("chgrp", &path, e))?;
         }
+        if at_first == mode && !is_masked(mode) {
+            return Ok(());
+        }
         fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| VolumeError::io("chmod", &path, e))
     }
 
     /// Replaces a file whole: readers see the old or the new content, never half of it.
     pub fn replace(&self, name: &str, data: &[u8], mode: Bits) -> Result<(), VolumeError> {
         let temporary = format!(".{name}.new");
-        self.remove_file(&temporary)?;
-        let written =
-            self.write_new(&temporary, data, mode, None).and_then(|()| self.rename(&temporary, name));
+        let write = || self.write_new(&temporary, data, mode, None);
+        let written = match write() {
+            // What a killed daemon left.
+            Err(error) if error.kind() == Some(io::ErrorKind::AlreadyExists) => {
+                self.remove_file(&temporary).and_then(|()| write())
+            }
+            written => written,
+        };
+        let written = written.and_then(|()| self.rename(&temporary, name));
         if written.is_err() {
             // On a full disk half a file takes space that is missing elsewhere; the next try removes it anyway.
             let _ = self.remove_file(&temporary);
@@ -303,6 +329,19 @@ impl Dir {
             Err(e) => Err(VolumeError::io("stat", &self.path.join(name), e)),
         }
     }
+}
+
+/// Whether the process's umask takes something of this mode away. Nothing here ever changes it; where it is not
+/// known, everything may be.
+fn is_masked(mode: Bits) -> bool {
+    static UMASK: OnceLock<Bits> = OnceLock::new();
+    let mask = *UMASK.get_or_init(|| {
+        // proc_pid_status(5); umask(2) can only be asked by changing it.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        umask.and_then(|octal| Bits::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0o777)
+    });
+    mode & mask != 0
 }
 
 impl AsFd for Dir {

@@ -109,11 +109,11 @@ impl Volumes {
     /// `<root>/pods/<uid>` with its fixed folders, and one folder per container.
     pub fn prepare_pod_dirs(&self, uid: &PodUid, containers: &[ContainerName]) -> Result<(), VolumeError> {
         let pod = self.pods()?.ensure_child(uid.as_str(), POD_FOLDER_MODE)?;
-        pod.ensure_child("volumes", POD_FOLDER_MODE)?;
-        pod.ensure_child("plugins", POD_FOLDER_MODE)?;
+        pod.make_child("volumes", POD_FOLDER_MODE)?;
+        pod.make_child("plugins", POD_FOLDER_MODE)?;
         let folder = pod.ensure_child("containers", POD_FOLDER_MODE)?;
         for container in containers {
-            folder.ensure_child(container.as_str(), POD_FOLDER_MODE)?;
+            folder.make_child(container.as_str(), POD_FOLDER_MODE)?;
         }
         Ok(())
     }

@@ -86,6 +86,13 @@ pub fn admit<'a>(
     host_ports_free(pod, &others)
 }
 
+/// Whether a pod takes nothing of the node but a place.
+pub fn asks_for_nothing(pod: &Pod) -> bool {
+    pod_amount(pod, Side::Requests, "cpu").unsigned_millis() == 0
+        && pod_amount(pod, Side::Requests, "memory").unsigned_value() == 0
+        && host_ports(pod).is_empty()
+}
+
 /// Sysctls that are the pod's own and harm nobody else (pkg/kubelet/sysctl/safe_sysctls.go).
 const SAFE_SYSCTLS: [&str; 12] = [
     "kernel.shm_rmid_forced",
