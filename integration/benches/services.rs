@@ -1,5 +1,6 @@
-//! Figures of the Service dataplane in nftables mode, in network namespaces of its own: a full sync, one
-//! endpoint changed, growth, restart, audit, memory of the daemon, and connections through a Service.
+//! Figures of the Service dataplane in nftables mode and in iptables mode by both variants of the programs,
+//! in network namespaces of its own: a full sync, one endpoint changed, growth, restart, audit, memory of
+//! the daemon, and connections through a Service.
 //! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
 //! `target/bench/services.jsonl`. Figures are reported, never asserted.
 
@@ -8,12 +9,15 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longshore_agent::dataplane::{
-    Change, DataplaneConfig, DataplaneHandle, Kernel, ModeRequest, OpenKernel, dataplane,
+    Change, DataplaneConfig, DataplaneHandle, Kernel, ModeRequest, OpenIptables, OpenKernel, dataplane,
 };
 use longshore_agent::pods::Clock;
+use longshore_core::ruleset::ipt::text::Restore;
+use longshore_kernel::iptables::{Iptables, RealIptables, Tools, Variant};
 use longshore_kernel::netns::{self, NetNs};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -22,9 +26,15 @@ use tokio_util::sync::CancellationToken;
 /// How often one change is measured.
 const CHANGES: usize = 400;
 const CONNECTIONS: usize = 4000;
+/// The same in iptables mode, where each takes a third of a second.
+const CHANGES_OF_CHAINS: usize = 60;
+
+/// The mode of most figures.
+const NFTABLES: &str = "nftables";
 
 /// One figure: what, at which size, its values and what they should be.
 struct Figure<'a> {
+    mode: &'a str,
     name: &'a str,
     services: usize,
     endpoints: usize,
@@ -49,15 +59,15 @@ impl Report {
     }
 
     fn tell(&mut self, figure: Figure<'_>) {
-        let Figure { name, services, endpoints, unit, mut values, goal, peer } = figure;
+        let Figure { mode, name, services, endpoints, unit, mut values, goal, peer } = figure;
         values.sort_by(f64::total_cmp);
         let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
         let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
-        let line = json!({"figure": name, "services": services, "endpoints": endpoints, "unit": unit,
+        let line = json!({"mode": mode, "figure": name, "services": services, "endpoints": endpoints, "unit": unit,
             "n": values.len(), "p50": p50, "p99": p99, "max": max, "goal": goal, "peer": peer});
         writeln!(self.0, "{line}").expect("the figure is written");
         println!(
-            "{name:<44} {services:>6} x {endpoints:<7} p50 {p50:>9.3}  p99 {p99:>9.3}  max {max:>9.3} {unit} (n={})  goal {goal}",
+            "{mode:<15} {name:<44} {services:>6} x {endpoints:<7} p50 {p50:>9.3}  p99 {p99:>9.3}  max {max:>9.3} {unit} (n={})  goal {goal}",
             values.len()
         );
     }
@@ -116,10 +126,18 @@ struct Running {
 
 impl Running {
     fn start() -> Running {
-        let node = vec![IpAddr::from([192, 0, 2, 1])];
-        let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", node);
-        let stop = CancellationToken::new();
+        Running::with(ModeRequest::Nftables, OpenKernel::new(|| Kernel::open(None)))
+    }
+
+    fn by_iptables(programs: &RealIptables) -> Running {
         let open = OpenKernel::new(|| Kernel::open(None));
+        let programs = OpenIptables::given(Arc::new(programs.clone()));
+        Running::with(ModeRequest::Iptables, open.with_iptables(programs))
+    }
+
+    fn with(mode: ModeRequest, open: OpenKernel) -> Running {
+        let config = DataplaneConfig::new(mode, "n1", vec![IpAddr::from([192, 0, 2, 1])]);
+        let stop = CancellationToken::new();
         let (handle, task) = dataplane(config, open, Clock::System, stop.clone());
         Running { handle, stop, task: tokio::spawn(task) }
     }
@@ -166,7 +184,9 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
     let large = services == 10_000 && endpoints == 10;
     let goal = |goal: Value| if large { goal } else { Value::Null };
     let mut tell = |name: &str, unit, values, goal, peer| {
-        report.tell(Figure { name, services, endpoints: services * endpoints, unit, values, goal, peer });
+        let mode = NFTABLES;
+        let endpoints = services * endpoints;
+        report.tell(Figure { mode, name, services, endpoints, unit, values, goal, peer });
     };
     in_netns(async || {
         let running = Running::start();
@@ -223,6 +243,55 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
     });
 }
 
+/// A text that writes one chain of somebody else's, in a table that ours stand in too.
+const ONE_CHAIN: &str = "*nat\n:BENCH-FLOOR - [0:0]\n-A BENCH-FLOOR -p tcp -j RETURN\nCOMMIT\n";
+
+/// iptables mode at one size, and beside each change what the program alone takes to write one chain into
+/// the same tables: what no difference, however small, can undercut.
+fn chains_at_size(report: &mut Report, variant: Variant, (services, endpoints): (usize, usize)) {
+    let large = services == 10_000;
+    let goal = |goal: Value| if large { goal } else { Value::Null };
+    let mode = match variant {
+        Variant::Nft => "iptables-nft",
+        Variant::Legacy => "iptables-legacy",
+    };
+    let mut tell = |name: &str, unit, values, goal| {
+        let endpoints = services * endpoints;
+        report.tell(Figure { mode, name, services, endpoints, unit, values, goal, peer: Value::Null });
+    };
+    in_netns(async || {
+        let programs =
+            RealIptables::open(Some(variant), Tools::default()).await.expect("iptables is installed");
+        let running = Running::by_iptables(&programs);
+        let sync = running.fill(population(services, endpoints)).await;
+        tell("full sync from empty", "ms", vec![sync], goal(json!(10_000)));
+        let one_chain = Restore::from_text(false, ONE_CHAIN);
+        let (mut changes, mut floors, mut added) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..CHANGES_OF_CHAINS {
+            let first = number % 2;
+            changes.push(running.change(slice(number * 7919 % services, 1 - first, endpoints + first)).await);
+            let began = Instant::now();
+            programs.apply(&one_chain).await.expect("a chain of somebody else's is written");
+            floors.push(milliseconds(began));
+        }
+        tell("endpoint changed: event to kernel", "ms", changes, goal(json!({"p50": 300})));
+        tell("one chain by the program alone, in turns", "ms", floors, Value::Null);
+        for _ in 0..CHANGES_OF_CHAINS / 6 {
+            let service =
+                serde_json::from_value(service_json(services)).expect("an object of the bench is valid");
+            added.push(running.change(Change::Service(Box::new(service))).await);
+            let key = longshore_core::ids::ObjectKey::new("bench", format!("s{services}").as_str());
+            added.push(running.change(Change::ServiceGone(key)).await);
+        }
+        tell("Service added or removed: event to kernel", "ms", added, Value::Null);
+        let began = Instant::now();
+        let drift = running.handle.audit().await.expect("the audit answers");
+        assert_eq!(drift, 0, "nobody else touched our chains");
+        tell("audit of unchanged chains", "ms", vec![milliseconds(began)], Value::Null);
+        running.stop().await;
+    });
+}
+
 /// One Service with many endpoints.
 fn large_service(report: &mut Report) {
     for endpoints in [10, 100, 1000] {
@@ -236,6 +305,7 @@ fn large_service(report: &mut Report) {
             }
             running.stop().await;
             report.tell(Figure {
+                mode: NFTABLES,
                 name: "endpoint of one Service: event to kernel",
                 services: 1,
                 endpoints,
@@ -285,6 +355,7 @@ fn memory(report: &mut Report) {
                 let large = services == 10_000;
                 let peer = json!({"name": "kube-proxy 1.36.3 nftables", "value": if field == "VmRSS" { 403 } else { 510 }});
                 report.tell(Figure {
+                    mode: NFTABLES,
                     name,
                     services,
                     endpoints: services * endpoints,
@@ -403,8 +474,9 @@ fn connections(report: &mut Report) {
                 ("connections opened and closed, by a Service", "1/s", through, Value::Null),
                 ("by a Service against direct", "%", share, json!({"p50 at least": 85})),
             ] {
-                let peer = Value::Null;
-                report.tell(Figure { name, services, endpoints: services * 10, unit, values, goal, peer });
+                let (mode, peer) = (NFTABLES, Value::Null);
+                let endpoints = services * 10;
+                report.tell(Figure { mode, name, services, endpoints, unit, values, goal, peer });
             }
             running.stop().await;
         });
@@ -420,6 +492,11 @@ fn main() {
     {
         if wanted(name) {
             at_size(&mut report, services, endpoints);
+        }
+    }
+    for (name, variant) in [("iptables-nft", Variant::Nft), ("iptables-legacy", Variant::Legacy)] {
+        for services in [1000, 10_000].into_iter().filter(|_| wanted(name)) {
+            chains_at_size(&mut report, variant, (services, 10));
         }
     }
     if wanted("large-service") {

@@ -14,9 +14,12 @@ use std::sync::{Arc, OnceLock};
 
 use case::{Case, Change, Mode};
 use jiff::Timestamp;
-use longshore_agent::dataplane::{self, DataplaneConfig, Engine, Kernel, ModeRequest, OpenKernel};
+use longshore_agent::dataplane::{
+    self, DataplaneConfig, Engine, Kernel, ModeRequest, OpenIptables, OpenKernel,
+};
 use longshore_core::ids::ObjectKey;
 use longshore_core::service::view::DiffView;
+use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::FakeIpvs;
 use longshore_kernel::nft::FakeNft;
 use longshore_kernel::route::FakeRoutes;
@@ -29,6 +32,7 @@ struct Node {
     ipvs: Arc<FakeIpvs>,
     nft: Arc<FakeNft>,
     routes: Arc<FakeRoutes>,
+    iptables: Arc<FakeIptables>,
     mode: Mode,
 }
 
@@ -39,13 +43,18 @@ impl Node {
             ipvs: Arc::new(FakeIpvs::new()),
             nft: Arc::new(FakeNft::new()),
             routes: Arc::new(FakeRoutes::new(address)),
+            iptables: Arc::new(FakeIptables::new(Variant::Nft)),
             mode,
         }
     }
 
     /// A daemon that was just started and told all there is.
     async fn start(&self, told: &BTreeMap<(bool, ObjectKey), Change>, now: Timestamp) -> Engine {
-        let request = if self.mode == Mode::Ipvs { ModeRequest::Ipvs } else { ModeRequest::Nftables };
+        let request = match self.mode {
+            Mode::Nftables => ModeRequest::Nftables,
+            Mode::Ipvs => ModeRequest::Ipvs,
+            Mode::Iptables => ModeRequest::Iptables,
+        };
         let config = DataplaneConfig::new(request, case::NODE, case::primary_addresses());
         let kernel = Kernel {
             ipvs: Ok(self.ipvs.clone()),
@@ -54,7 +63,9 @@ impl Node {
             flows: None,
             sysctls: Arc::new(FakeSysctls::new(&[])),
         };
-        let mut engine = Engine::new(config, OpenKernel::new(move || Ok(kernel.clone())));
+        let open = OpenKernel::new(move || Ok(kernel.clone()))
+            .with_iptables(OpenIptables::given(self.iptables.clone()));
+        let mut engine = Engine::new(config, open);
         engine.start().await;
         for change in told.values() {
             engine.take(as_told(change));
@@ -69,11 +80,14 @@ impl Node {
         self.ipvs.faults.every(period, Errno::EBUSY);
         self.nft.faults.every(period, Errno::ENOBUFS);
         self.routes.faults.every(period, Errno::EAGAIN);
+        // The program is asked less often, and each of its lines counts: most are taken, some are not.
+        self.iptables.faults.every(period * 16, Errno::ENOMEM);
     }
 
-    fn writes(&self) -> (usize, usize, Vec<IpAddr>) {
+    fn writes(&self) -> (usize, usize, usize, Vec<IpAddr>) {
         let device = longshore_core::ruleset::object::DEVICE;
-        (self.ipvs.applied().len(), self.nft.batches().len(), self.routes.addresses_of(device))
+        let (servers, batches) = (self.ipvs.applied().len(), self.nft.batches().len());
+        (servers, batches, self.iptables.runs().len(), self.routes.addresses_of(device))
     }
 }
 
@@ -193,7 +207,7 @@ proptest! {
     #[test]
     fn any_history_of_services_ends_where_a_fresh_start_ends(history in proptest::collection::vec(event(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        for mode in [Mode::Nftables, Mode::Ipvs] {
+        for mode in [Mode::Nftables, Mode::Ipvs, Mode::Iptables] {
             runtime.block_on(check(mode, &history))?;
         }
     }

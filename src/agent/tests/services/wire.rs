@@ -12,8 +12,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_agent::config::{ModeTuning, PerMode};
-use longshore_agent::dataplane::{self, DataplaneConfig, Engine, Kernel, ModeRequest, OpenKernel};
+use longshore_agent::dataplane::{
+    self, DataplaneConfig, Engine, Kernel, ModeRequest, OpenIptables, OpenKernel,
+};
 use longshore_core::explain::Query;
+use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::ruleset::trace::Origin;
@@ -227,6 +230,12 @@ impl World {
         }
     }
 
+    /// The namespace of who has an address that is not the node's.
+    #[allow(dead_code, reason = "only some tests place listeners of their own")]
+    pub fn net_of(&self, addr: &str) -> &NetNs {
+        &self.home(addr.parse().unwrap()).unwrap_or_else(|| panic!("nobody has {addr}")).net
+    }
+
     fn from<T: Send>(&self, line: &PacketLine, work: impl FnOnce() -> T + Send) -> T {
         match (line.origin, self.home(line.src)) {
             (Origin::Node, _) => work(),
@@ -235,53 +244,154 @@ impl World {
         }
     }
 
-    /// Runs a case in a mode; everything that is wrong with it, each ready to be printed.
-    pub async fn run(&self, case: &Case, mode: Mode) -> Vec<String> {
+    /// Runs a case by a daemon set for it; everything that is wrong with it, each ready to be printed.
+    pub async fn run(&self, case: &Case, daemon: &mut Daemon) -> Vec<String> {
+        let mode = daemon.mode;
         let mut found = Vec::new();
-        let mut engine =
-            Engine::new(config(case, mode), OpenKernel::new(|| Kernel::open(dataplane::kernel_flows())));
-        engine.start().await;
-        engine.take(dataplane::Change::Zone(case.node.zone.clone()));
-        engine.take(dataplane::Change::SourcesSynced);
+        daemon.forget();
         for step in &case.steps {
-            for change in &step.changes {
-                engine.take(told(change));
-            }
-            engine.sync(Timestamp::UNIX_EPOCH).await;
-            let view = engine.view();
+            step.changes.iter().for_each(|change| daemon.tell(change));
+            daemon.engine.sync(Timestamp::UNIX_EPOCH).await;
+            let view = daemon.engine.view();
             if view.mode != mode.to_string() || !view.failures.is_empty() {
                 found.push(format!("the kernel refused: mode {}, {:?}", view.mode, view.failures));
             }
-            found.extend(self.step(step, mode, &engine));
+            found.extend(self.step(step, mode, &daemon.engine));
         }
-        let drift = engine.audit(Timestamp::UNIX_EPOCH).await;
-        if drift != 0 {
-            found.push(format!("what was written reads back otherwise: {drift} objects"));
+        if daemon.reads_back {
+            let drift = daemon.engine.audit(Timestamp::UNIX_EPOCH).await;
+            if drift != 0 {
+                found.push(format!("what was written reads back otherwise: {drift} objects"));
+            }
         }
         found.into_iter().map(|text| format!("{} [{mode}] {}\n    {text}", case.name, case.title)).collect()
     }
 
-    fn step(&self, step: &Step, mode: Mode, engine: &Engine) -> Vec<String> {
-        let mut found = Vec::new();
-        for line in step.packets.iter().filter(|line| line.protocol != Protocol::Sctp || self.sctp) {
-            let expected = line.expected(mode);
-            let got = self.from(line, || observe(line, &expected));
-            if got == Ok(()) {
-                continue;
-            }
-            let PacketLine { origin, src, dst, protocol, .. } = *line;
-            let answer = engine.explain(&Query { dst, protocol, origin, src });
-            let mut text =
-                format!("{}\n    expected {expected}\n    got      {}", line.text, got.unwrap_err());
-            let _ = write!(text, "\n    {}", answer.sentence);
-            for one in &answer.candidates {
-                let used = if one.used { "in" } else { "out" };
-                let _ = write!(text, "\n      {} {used}: {}", one.endpoint, one.reason);
-            }
-            found.push(text);
-        }
-        found
+    /// Whether a packet meets what is expected, and what it met where not.
+    fn try_one<'a>(
+        &self,
+        (line, expected): &'a (&'a PacketLine, Expected),
+    ) -> Result<(), (&'a PacketLine, &'a Expected, String)> {
+        self.from(line, || observe(line, expected)).map_err(|got| (*line, expected, got))
     }
+
+    /// What each packet of a step meets. Those that should meet silence wait for it all at once.
+    fn step(&self, step: &Step, mode: Mode, engine: &Engine) -> Vec<String> {
+        let lines: Vec<(&PacketLine, Expected)> = step
+            .packets
+            .iter()
+            .filter(|line| line.protocol != Protocol::Sctp || self.sctp)
+            .map(|line| (line, line.expected(mode)))
+            .collect();
+        let is_silent =
+            |(_, expected): &&(&PacketLine, Expected)| matches!(expected, Expected::Drop | Expected::Pass);
+        let (silent, others): (Vec<_>, Vec<_>) = lines.iter().partition(is_silent);
+        let mut outcomes: Vec<_> = others.into_iter().map(|one| self.try_one(one)).collect();
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> =
+                silent.into_iter().map(|one| scope.spawn(move || self.try_one(one))).collect();
+            outcomes.extend(waiting.into_iter().map(|one| one.join().unwrap()));
+        });
+        let failed = outcomes.into_iter().filter_map(Result::err);
+        failed.map(|(line, expected, got)| wrong(line, expected, &got, engine)).collect()
+    }
+}
+
+/// What a packet met, beside what it should have, and why the daemon thinks it should.
+fn wrong(line: &PacketLine, expected: &Expected, got: &str, engine: &Engine) -> String {
+    let PacketLine { origin, src, dst, protocol, .. } = *line;
+    let answer = engine.explain(&Query { dst, protocol, origin, src });
+    let mut text = format!("{}\n    expected {expected}\n    got      {got}", line.text);
+    let _ = write!(text, "\n    {}", answer.sentence);
+    for one in &answer.candidates {
+        let used = if one.used { "in" } else { "out" };
+        let _ = write!(text, "\n      {} {used}: {}", one.endpoint, one.reason);
+    }
+    text
+}
+
+/// How Services are served.
+#[derive(Clone)]
+pub struct Way {
+    pub mode: Mode,
+    /// The programs of iptables mode.
+    pub iptables: Option<OpenIptables>,
+    /// Compare what was written with the kernel after every case.
+    pub reads_back: bool,
+}
+
+/// A daemon that serves one case after the other, as one that runs for long.
+pub struct Daemon {
+    engine: Engine,
+    mode: Mode,
+    reads_back: bool,
+    /// Every object of the case it serves; Services are true.
+    told: BTreeSet<(bool, ObjectKey)>,
+}
+
+impl Daemon {
+    /// A daemon as the case sets it, over what the kernel holds.
+    pub async fn start(case: &Case, way: &Way) -> Daemon {
+        let mut open = OpenKernel::new(|| Kernel::open(dataplane::kernel_flows()));
+        if let Some(iptables) = &way.iptables {
+            open = open.with_iptables(iptables.clone());
+        }
+        let mut engine = Engine::new(config(case, way.mode), open);
+        engine.start().await;
+        engine.take(dataplane::Change::Zone(case.node.zone.clone()));
+        engine.take(dataplane::Change::SourcesSynced);
+        Daemon { engine, mode: way.mode, reads_back: way.reads_back, told: BTreeSet::new() }
+    }
+
+    fn tell(&mut self, change: &Change) {
+        match change {
+            Change::Service(service) => self.told.insert((true, service.key())),
+            Change::Slice(slice) => self.told.insert((false, slice.key())),
+            Change::ServiceGone(key) => self.told.remove(&(true, key.clone())),
+            Change::SliceGone(key) => self.told.remove(&(false, key.clone())),
+        };
+        self.engine.take(told(change));
+    }
+
+    /// The objects of the case before go, in the same round as those of the next come.
+    fn forget(&mut self) {
+        for (is_service, key) in std::mem::take(&mut self.told) {
+            self.engine.take(match is_service {
+                true => dataplane::Change::ServiceGone(key),
+                false => dataplane::Change::SliceGone(key),
+            });
+        }
+    }
+}
+
+/// Runs cases in turn, one daemon for all that are set alike; gives what is wrong, and how many ran
+/// before `enough` said so.
+pub async fn run_in_turn(
+    world: &World,
+    cases: &[&Case],
+    way: &Way,
+    enough: &dyn Fn() -> bool,
+) -> (Vec<String>, usize) {
+    let mut settings: Vec<_> = Vec::new();
+    for case in cases {
+        if !settings.contains(&(&case.config, &case.node)) {
+            settings.push((&case.config, &case.node));
+        }
+    }
+    let (mut wrong, mut ran) = (Vec::new(), 0);
+    for (config, node) in settings {
+        let mut alike = cases.iter().filter(|case| (&case.config, &case.node) == (config, node)).peekable();
+        let Some(first) = alike.peek() else { continue };
+        let mut daemon = Daemon::start(first, way).await;
+        for case in alike {
+            if enough() {
+                return (wrong, ran);
+            }
+            wrong.extend(world.run(case, &mut daemon).await);
+            ran += 1;
+        }
+    }
+    (wrong, ran)
 }
 
 fn config(case: &Case, mode: Mode) -> DataplaneConfig {

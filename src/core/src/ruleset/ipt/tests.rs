@@ -357,6 +357,47 @@ fn rules_and_chains_grow_with_services_and_endpoints_alone() {
     assert_eq!(found, [(48, 62), (165, 1_199), (1_222, 11_436)]);
 }
 
+/// What one Service of a kind adds, chains and rules, while the trie has no branches.
+fn each(endpoints: u32, spec: &Json) -> (usize, usize) {
+    let held = |services: u32| {
+        let mut world = World::iptables(chain_config());
+        let list: Vec<String> = (0..endpoints).map(|host| format!("10.244.2.{host} n2")).collect();
+        let list: Vec<&str> = list.iter().map(String::as_str).collect();
+        for index in 0..services {
+            let mut spec = spec.clone();
+            spec["clusterIP"] = json!(format!("10.96.1.{index}"));
+            if spec["type"] == "LoadBalancer" {
+                spec["ports"][0]["nodePort"] = json!(30_000 + index);
+            }
+            let balancer = format!("198.51.100.{index}");
+            world.service(&format!("s{index}"), spec, &[&balancer]).endpoints(&format!("s{index}"), &list);
+        }
+        world.settle(true);
+        counts(&world.applied)
+    };
+    let (none, five) = (held(0), held(5));
+    let (chains, rules) = (five.0 - none.0, five.1 - none.1);
+    assert_eq!((chains % 5, rules % 5), (0, 0), "five of a kind: {chains} chains, {rules} rules");
+    (chains / 5, rules / 5)
+}
+
+#[test]
+fn an_endpoint_is_one_rule_and_a_frontend_one_whatever_the_kind() {
+    let port = json!([{"name": "p", "port": 80}]);
+    let plain = json!({"ports": port});
+    assert_eq!([each(1, &plain), each(20, &plain)], [(1, 2), (1, 21)]);
+    // Where clients are remembered an endpoint is two rules.
+    let affine = json!({"sessionAffinity": "ClientIP", "ports": port});
+    assert_eq!(each(20, &affine), (1, 41));
+    // Two frontends more, and a chain of two rules that both lead to.
+    let balanced = json!({"type": "LoadBalancer", "ports": port});
+    assert_eq!(each(20, &balanced), (2, 25));
+    // Policy Local without an endpoint here: three rules for clients inside, and one for each of the two
+    // frontends that drops all others.
+    let near = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": port});
+    assert_eq!(each(20, &near), (2, 28));
+}
+
 #[test]
 fn a_packet_meets_few_rules_however_many_services_there_are() {
     for (count, most) in [(10, 30), (100, 45), (1_000, 70)] {
