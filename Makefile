@@ -1,7 +1,8 @@
 # Entry points for people and CI. Every target is one call: the logic is Rust (`integration/src`).
 # What is downloaded or built for the tests is kept in ${LONGSHORE_CACHE:-~/.cache/longshore}, by content hash.
 CARGO ?= cargo
-INTEGRATION = $(CARGO) run -q -p longshore-integration --bin integration --
+# All packages are named, so that dependencies are compiled once for this program and the daemon it tests.
+INTEGRATION = $(CARGO) build -q --locked --workspace --bin integration && target/debug/integration
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build check test test-unit test-netns test-node test-cluster test-vm demo node-shell bench

@@ -12,7 +12,7 @@ const GATES: &[(&str, &[&str])] = &[
         "lints",
         &["clippy", "--workspace", "--all-targets", "--locked", "--keep-going", "-q", "--", "-D", "warnings"],
     ),
-    ("tidy", &["test", "-q", "-p", "longshore-integration", "--test", "tidy"]),
+    ("tidy", &["test", "-q", "--workspace", "--test", "tidy"]),
 ];
 
 /// Runs every gate, the rest even where one fails.

@@ -4,7 +4,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::scenario::form::Span;
-use crate::tiers::workspace_root;
+use crate::tiers::build_program;
 
 /// One order, a line of JSON on the control socket; the answer is a line of JSON, see [`Answer`].
 /// Operations are named as CRI names its calls, for example `StartContainer`.
@@ -206,15 +205,7 @@ pub fn order(control: &Path, order: &Order) -> Result<Value> {
 /// # Errors
 /// Where it does not compile.
 pub fn binary() -> Result<PathBuf> {
-    let root = workspace_root();
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--locked", "-p", "longshore-fake-runtime"])
-        .current_dir(&root)
-        .status()?;
-    if !status.success() {
-        bail!("the fake runtime does not compile");
-    }
-    Ok(root.join("target/debug/fake-runtime"))
+    build_program("fake-runtime")
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ pub fn run(asked: &[Tier]) -> Result<()> {
 fn unit() -> Result<Tally> {
     let mut args: Vec<String> =
         ["test", "--workspace", "--no-fail-fast", "--lib", "--bins"].map(str::to_owned).into();
-    for (_, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name).is_none()) {
+    for name in test_files()?.into_iter().filter(|name| tier_prefix(name).is_none()) {
         args.extend(["--test".to_owned(), name]);
     }
     // One stream, so that cargo's announcement of a program comes before that program's lines.
@@ -181,59 +181,67 @@ pub struct TestBinary {
     pub path: PathBuf,
 }
 
-/// Builds the test binaries of a tier and gives their paths, by what cargo says it built.
+/// Builds the test binaries of a tier and gives their paths, by what cargo says it built. All packages are named
+/// in every call of cargo, so that their dependencies are compiled once and not once per set of features.
 ///
 /// # Errors
 /// Where they do not compile.
 pub fn build_tests(tier: &str) -> Result<Vec<TestBinary>> {
-    let mut by_package: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (package, name) in test_files()?.into_iter().filter(|(_, name)| tier_prefix(name) == Some(tier)) {
-        by_package.entry(package).or_default().push(name);
+    let names: Vec<String> =
+        test_files()?.into_iter().filter(|name| tier_prefix(name) == Some(tier)).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut command = Command::new("cargo");
+    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    for name in &names {
+        command.args(["--test", name]);
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the {tier} tests do not compile");
     }
     let mut binaries = Vec::new();
-    for (package, names) in by_package {
-        let mut command = Command::new("cargo");
-        command.args(["test", "--no-run", "--message-format=json-render-diagnostics", "-p", &package]);
-        for name in &names {
-            command.args(["--test", name]);
-        }
-        let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-        if !output.status.success() {
-            bail!("the {tier} tests of {package} do not compile");
-        }
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-            let name = message["target"]["name"].as_str().unwrap_or_default();
-            if let Some(path) = message["executable"].as_str().filter(|_| names.iter().any(|n| n == name)) {
-                binaries.push(TestBinary { name: name.to_owned(), path: PathBuf::from(path) });
-            }
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let name = message["target"]["name"].as_str().unwrap_or_default();
+        if let Some(path) = message["executable"].as_str().filter(|_| names.iter().any(|n| n == name)) {
+            binaries.push(TestBinary { name: name.to_owned(), path: PathBuf::from(path) });
         }
     }
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(binaries)
 }
 
-/// Test files outside the sources, as (package, test name).
-fn test_files() -> Result<Vec<(String, String)>> {
+/// Builds a program of the workspace and gives its path. As for the tests, all packages are named.
+///
+/// # Errors
+/// Where it does not compile.
+pub fn build_program(name: &str) -> Result<PathBuf> {
     let root = workspace_root();
-    let mut found = Vec::new();
-    let mut members: Vec<PathBuf> = vec![root.join("integration")];
-    members.extend(
-        fs::read_dir(root.join("src"))?.flatten().map(|e| e.path()).filter(|p| p.join("Cargo.toml").exists()),
-    );
-    members.sort();
-    for member in members {
-        let manifest = fs::read_to_string(member.join("Cargo.toml"))?;
-        let name =
-            manifest.lines().find_map(|l| l.strip_prefix("name = ")).context("a manifest without a name")?;
-        let Ok(tests) = fs::read_dir(member.join("tests")) else { continue };
-        let mut files: Vec<_> =
-            tests.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect();
-        files.sort();
-        for file in files {
-            let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            found.push((name.trim_matches('"').to_owned(), stem));
-        }
+    let status = Command::new("cargo")
+        .args(["build", "-q", "--locked", "--workspace", "--bin", name])
+        .current_dir(&root)
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("{name} does not compile");
     }
+    Ok(root.join("target/debug").join(name))
+}
+
+/// Names of the test files outside the sources.
+fn test_files() -> Result<Vec<String>> {
+    let root = workspace_root();
+    let mut members = vec![root.join("integration")];
+    members.extend(fs::read_dir(root.join("src"))?.flatten().map(|e| e.path()));
+    let mut found = Vec::new();
+    for member in members {
+        let Ok(tests) = fs::read_dir(member.join("tests")) else { continue };
+        let files = tests.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "rs"));
+        found.extend(files.filter_map(|f| Some(f.file_stem()?.to_string_lossy().into_owned())));
+    }
+    found.sort();
     Ok(found)
 }
 

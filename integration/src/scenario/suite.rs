@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +20,7 @@ use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
 use crate::process::{Run, wait_until};
 use crate::report::{LibtestOutput, Tally};
 use crate::root;
-use crate::tiers::{build_tests, workspace_root};
+use crate::tiers::{build_program, build_tests, workspace_root};
 use crate::vm::{CgroupDriver, NodeVm, Options};
 
 /// Native nodes at a time, and nodes with the fake runtime, which mostly wait.
@@ -85,15 +84,7 @@ pub fn config(kind: Kind, driver: CgroupDriver, more: &str) -> String {
 /// # Errors
 /// Where it does not compile.
 pub fn binary() -> Result<PathBuf> {
-    let root = workspace_root();
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--locked", "-p", "longshore"])
-        .current_dir(&root)
-        .status()?;
-    if !status.success() {
-        bail!("longshore does not compile");
-    }
-    Ok(root.join("target/debug/longshore"))
+    build_program("longshore")
 }
 
 /// Runs the native scenarios.
