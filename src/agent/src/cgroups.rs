@@ -82,6 +82,10 @@ impl PodCgroups for CgroupTree {
         self.by(driver).ensure(&cgroup.path, &cgroup.limits).await.map_err(|error| step_error(&error))
     }
 
+    async fn oom_kills(&self, driver: CgroupDriver, path: &str) -> Option<u64> {
+        self.by(driver).memory_events(path).await.ok().flatten().map(|events| events.oom_kill)
+    }
+
     async fn remove(&self, driver: CgroupDriver, path: &str) -> Result<(), StepError> {
         let cgroups = self.by(driver);
         cgroups.kill(path).await.map_err(|error| step_error(&error))?;

@@ -38,6 +38,7 @@ use crate::node::{self, Facts, Node};
 use crate::pods::execute::{Executor, Hooks, PodCgroups};
 use crate::pods::follow::{Follower, Listening, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
+use crate::pods::oom::OomKills;
 use crate::pods::{
     Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, Stalls,
 };
@@ -282,7 +283,8 @@ impl NodeHalf {
         let journal = Arc::new(Journal::open(&state.join("journal"))?);
         let up = watch::Sender::new(false);
         let runtime = world.runtime.clone();
-        let messages = ExitMessages::new(settings.pods.root_dir.clone());
+        let kills = OomKills::new(world.cgroups.clone(), node.subscribe());
+        let messages = ExitMessages::new(settings.pods.root_dir.clone(), Some(kills));
         let at_first = usize::try_from(world.facts.cpus).unwrap_or_default().max(AT_ONCE_AT_LEAST);
         let stalls: Arc<dyn Stalls> = Arc::new(KernelStalls::default());
         let volumes = Volumes::new(settings.pods.root_dir.clone(), world.mounts);
@@ -484,6 +486,7 @@ impl NodeHalf {
         let mut running: Vec<_> = found.pods.into_values().collect();
         for pod in &mut running {
             self.follower.messages.add_to_pod(pod).await;
+            self.follower.messages.begin(&pod.uid).await;
         }
         for rejected in &found.rejected {
             tracing::error!(

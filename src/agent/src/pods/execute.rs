@@ -50,6 +50,11 @@ pub trait PodCgroups: Send + Sync + std::fmt::Debug {
     async fn ensure(&self, driver: CgroupDriver, cgroup: &PodCgroup) -> Result<(), StepError>;
     /// Kills what is left in it and removes it with what is below; fine where it is gone.
     async fn remove(&self, driver: CgroupDriver, path: &str) -> Result<(), StepError>;
+    /// Processes that the kernel killed for memory in it and below since it was made; `None` where it is not
+    /// there or does not count.
+    async fn oom_kills(&self, _driver: CgroupDriver, _path: &str) -> Option<u64> {
+        None
+    }
 }
 
 /// Runs lifecycle hooks.
@@ -134,6 +139,7 @@ impl Execute for Executor {
     }
 
     async fn forget(&self, desired: &DesiredPod, node: &NodeContext) {
+        self.messages.forget(&desired.uid);
         let logs_root = node.pod_logs_dir.clone();
         let logs = log_folder(desired);
         let removed = self
@@ -357,6 +363,7 @@ impl Executor {
                 self.link_log(job, created).await;
             }
         };
+        self.messages.begin(&job.desired.uid).await;
         // The link is made while the runtime is at work; its target need not be there yet.
         let (started, ()) = tokio::join!(self.containers.start_container(id), link);
         started.map_err(|e| failed("RunContainerError", &e))?;

@@ -6,8 +6,10 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use longshore_core::ids::PodUid;
-use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod};
+use longshore_core::pod::observed::{ContainerState, OOM_KILLED, ObservedContainer, ObservedPod};
 use longshore_core::pod::render::TERMINATION_MESSAGE_POLICY;
+
+use super::oom::OomKills;
 
 /// Bytes of a message file that are kept.
 const MAX_FILE: u64 = 4096;
@@ -17,15 +19,33 @@ const MAX_LOG_LINES: usize = 80;
 /// Enough of the log's end for [`MAX_LOG`] bytes of text with their time stamps.
 const LOG_TAIL: u64 = 16 * 1024;
 
-/// Reads messages below the daemon's root folder.
+/// Exit code of a process that SIGKILL ended, by the shells' and runtimes' rule 128 + signal.
+const BY_SIGKILL: i32 = 137;
+
+/// Reads messages below the daemon's root folder, and asks the kernel whether it was the one who ended them.
 #[derive(Clone, Debug)]
 pub struct ExitMessages {
     root: PathBuf,
+    kills: Option<OomKills>,
 }
 
 impl ExitMessages {
-    pub fn new(root: PathBuf) -> Self {
-        Self { root }
+    pub fn new(root: PathBuf, kills: Option<OomKills>) -> Self {
+        Self { root, kills }
+    }
+
+    /// A container of the pod is about to start.
+    pub async fn begin(&self, uid: &PodUid) {
+        if let Some(kills) = &self.kills {
+            kills.begin(uid).await;
+        }
+    }
+
+    /// The pod is gone.
+    pub fn forget(&self, uid: &PodUid) {
+        if let Some(kills) = &self.kills {
+            kills.forget(uid);
+        }
     }
 
     /// Adds the messages of a pod's ended containers.
@@ -34,8 +54,10 @@ impl ExitMessages {
         self.add(&uid, &mut pod.containers).await;
     }
 
-    /// Adds the messages of those that have ended and whose runtime said nothing itself.
+    /// Adds the messages of those that have ended and whose runtime said nothing itself, and the reason where it
+    /// was the kernel.
     pub async fn add(&self, uid: &PodUid, containers: &mut [ObservedContainer]) {
+        self.add_oom_kills(uid, containers).await;
         for container in containers {
             if !matches!(&container.state, ContainerState::Exited { message, .. } if message.is_empty()) {
                 continue;
@@ -47,12 +69,41 @@ impl ExitMessages {
             }
         }
     }
+
+    /// A mark beside the messages keeps what was found for the next run of the daemon, which cannot ask again.
+    async fn add_oom_kills(&self, uid: &PodUid, containers: &mut [ObservedContainer]) {
+        let Some(kills) = &self.kills else { return };
+        let in_doubt: Vec<_> = containers.iter_mut().filter(|container| is_in_doubt(container)).collect();
+        let ids: Vec<_> = in_doubt.iter().map(|container| container.id.clone()).collect();
+        let by_kernel = kills.ended_by_kernel(uid, &ids).await;
+        for container in in_doubt {
+            let mark = container_folder(&self.root, uid, container)
+                .join(format!("{:08x}.{OOM_KILLED}", container.attempt));
+            let found = by_kernel.contains(&container.id);
+            if found && let Err(error) = File::create(&mark) {
+                tracing::warn!(%error, mark = %mark.display(), "the next start will not know of this kill");
+            }
+            if (found || mark.exists())
+                && let ContainerState::Exited { reason, .. } = &mut container.state
+            {
+                OOM_KILLED.clone_into(reason);
+            }
+        }
+    }
+}
+
+/// Ended by SIGKILL, and the runtime does not say why.
+fn is_in_doubt(container: &ObservedContainer) -> bool {
+    matches!(&container.state, ContainerState::Exited { exit_code: BY_SIGKILL, reason, .. } if reason != OOM_KILLED)
+}
+
+fn container_folder(root: &Path, uid: &PodUid, container: &ObservedContainer) -> PathBuf {
+    root.join("pods").join(uid.as_str()).join("containers").join(container.name.as_str())
 }
 
 fn message_of(root: &Path, uid: &PodUid, container: &ObservedContainer) -> Option<String> {
     let ContainerState::Exited { exit_code, .. } = container.state else { return None };
-    let folder = root.join("pods").join(uid.as_str()).join("containers").join(container.name.as_str());
-    let file = folder.join(format!("{:08x}", container.attempt));
+    let file = container_folder(root, uid, container).join(format!("{:08x}", container.attempt));
     let said = bounded_file(&file).unwrap_or_default();
     if !said.is_empty() {
         return Some(said);
@@ -110,6 +161,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::pods::oom::tests as oom;
 
     fn exited(code: i32, policy: &str, log: &Path) -> ObservedContainer {
         ObservedContainer {
@@ -140,7 +192,7 @@ mod tests {
         std::fs::create_dir_all(&folder).unwrap();
         let log = root.path().join("2.log");
         std::fs::write(&log, "t stdout F one\nt stderr F two words\n").unwrap();
-        let messages = ExitMessages::new(root.path().to_path_buf());
+        let messages = ExitMessages::new(root.path().to_path_buf(), None);
         let cases = [
             ("", 1, "File", ""),
             ("", 0, "FallbackToLogsOnError", ""),
@@ -154,6 +206,28 @@ mod tests {
             let ContainerState::Exited { message, .. } = &containers[0].state else { panic!() };
             assert_eq!(message, wanted, "{said:?} {code} {policy}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_kill_that_the_runtime_did_not_tell_of_is_known_and_stays_known_after_a_restart() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("pods/u/containers/job")).unwrap();
+        let uid: PodUid = "u".into();
+        let reason_after = async |messages: &ExitMessages, code: i32| {
+            let mut containers = [exited(code, "File", Path::new(""))];
+            messages.add(&uid, &mut containers).await;
+            let ContainerState::Exited { reason, .. } = &containers[0].state else { panic!() };
+            reason.clone()
+        };
+        let (kernel, kills) = oom::fake();
+        let messages = ExitMessages::new(root.path().to_path_buf(), Some(kills));
+        messages.begin(&uid).await;
+        kernel.kill();
+        assert_eq!(reason_after(&messages, 1).await, "Error", "it ended by itself");
+        assert_eq!(reason_after(&messages, 137).await, OOM_KILLED);
+        let (_, kills) = oom::fake();
+        let restarted = ExitMessages::new(root.path().to_path_buf(), Some(kills));
+        assert_eq!(reason_after(&restarted, 137).await, OOM_KILLED);
     }
 
     #[test]

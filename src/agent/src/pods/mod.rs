@@ -10,6 +10,7 @@ mod gate;
 mod inbox;
 mod limit;
 pub mod messages;
+pub mod oom;
 mod records;
 mod steps;
 mod view;

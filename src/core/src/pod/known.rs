@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::ids::{PodKey, PodUid};
-use crate::pod::observed::{ContainerState, ObservedContainer, ObservedPod, ObservedSandbox, SandboxState};
+use crate::pod::observed::{
+    ContainerState, OOM_KILLED, ObservedContainer, ObservedPod, ObservedSandbox, SandboxState,
+};
 use crate::pod::step::StepResult;
 
 /// The pod as far as it is known, and what is known to be removed.
@@ -51,7 +53,7 @@ impl KnownPod {
         for known in &before.containers {
             match containers.iter_mut().find(|c| c.id == known.id) {
                 Some(read) if rank(&read.state) < rank(&known.state) => *read = known.clone(),
-                Some(read) => keep_message(read, known),
+                Some(read) => keep_findings(read, known),
                 None if known.created_at >= at => containers.push(known.clone()),
                 None => {}
             }
@@ -120,7 +122,7 @@ impl KnownPod {
         match self.pod.containers.iter_mut().find(|c| c.id == container.id) {
             Some(known) if rank(&container.state) < rank(&known.state) => {}
             Some(known) => {
-                keep_message(&mut container, known);
+                keep_findings(&mut container, known);
                 *known = container;
             }
             None => self.pod.containers.push(container),
@@ -144,13 +146,20 @@ fn keep_later_sandbox(read: &mut ObservedSandbox, known: &ObservedSandbox) {
     }
 }
 
-/// What a container said when it ended was read from a file that goes with the pod's folder.
-fn keep_message(read: &mut ObservedContainer, known: &ObservedContainer) {
-    if let (ContainerState::Exited { message, .. }, ContainerState::Exited { message: said, .. }) =
-        (&mut read.state, &known.state)
-        && message.is_empty()
+/// What was found out about a container's end beside the runtime: what it said, from a file that goes with the
+/// pod's folder, and that the kernel killed it for memory.
+fn keep_findings(read: &mut ObservedContainer, known: &ObservedContainer) {
+    if let (
+        ContainerState::Exited { message, reason, .. },
+        ContainerState::Exited { message: said, reason: found, .. },
+    ) = (&mut read.state, &known.state)
     {
-        message.clone_from(said);
+        if message.is_empty() {
+            message.clone_from(said);
+        }
+        if found == OOM_KILLED {
+            reason.clone_from(found);
+        }
     }
 }
 

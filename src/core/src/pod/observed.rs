@@ -58,6 +58,9 @@ pub enum ContainerState {
     Unknown,
 }
 
+/// Reason of an end by the kernel for want of memory, as runtimes and the kubelet spell it.
+pub const OOM_KILLED: &str = "OOMKilled";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedContainer {
     pub id: ContainerId,

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use longshore_core::pod::step::CgroupLimits;
 use nix::errno::Errno;
 
-use super::stat::PidsStat;
+use super::stat::{MemoryEvents, PidsStat};
 use super::{CgroupError, CgroupStat, Cgroups, relative};
 use crate::fake::Faults;
 
@@ -84,6 +84,11 @@ impl Cgroups for FakeCgroups {
         }
         groups.entry(path.to_owned()).or_default().limits = limits.clone();
         Ok(())
+    }
+
+    async fn memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError> {
+        let groups = self.check(path, "memory events")?;
+        Ok(groups.contains_key(path).then(MemoryEvents::default))
     }
 
     async fn stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError> {

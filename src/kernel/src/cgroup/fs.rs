@@ -17,7 +17,7 @@ use longshore_core::pod::step::CgroupLimits;
 use nix::errno::Errno;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::stat::{self, CgroupStat, MemoryStat, PidsStat};
+use super::stat::{self, CgroupStat, MemoryEvents, MemoryStat, PidsStat};
 use super::{CgroupError, Cgroups, needed, relative};
 
 /// What pods and containers may use, enabled on the way down where the kernel has it. `cpuset` and `io`
@@ -166,6 +166,14 @@ impl FsCgroups {
         Ok(())
     }
 
+    fn read_memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError> {
+        match read_bounded(&self.folder(path)?.join("memory.events")) {
+            Ok(text) => Ok(Some(stat::parse_memory_events(&text))),
+            Err(err) if is_gone(&err) => Ok(None),
+            Err(err) => Err(failure(path, "read memory.events".to_owned(), &err)),
+        }
+    }
+
     fn read_stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError> {
         let folder = self.folder(path)?;
         let events = match read_bounded(&folder.join("cgroup.events")) {
@@ -266,6 +274,10 @@ impl Cgroups for FsCgroups {
 
     async fn stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError> {
         self.blocking(path, FsCgroups::read_stat).await
+    }
+
+    async fn memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError> {
+        self.blocking(path, FsCgroups::read_memory_events).await
     }
 
     async fn kill(&self, path: &str) -> Result<(), CgroupError> {

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 #[cfg(any(test, feature = "fake"))]
 pub use fake::FakeCgroups;
 pub use fs::FsCgroups;
-pub use stat::CgroupStat;
+pub use stat::{CgroupStat, MemoryEvents};
 pub use systemd::SystemdCgroups;
 
 /// Where the version 2 hierarchy is mounted (`cgroups(7)`).
@@ -94,6 +94,10 @@ pub trait Cgroups: Send + Sync {
 
     /// The group's figures; `None` when it does not exist.
     async fn stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError>;
+
+    /// How often things happened to the group's memory, descendants included, also those that are gone;
+    /// `None` when it does not exist or the memory controller is not on. One file, where [`Self::stat`] reads ten.
+    async fn memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError>;
 
     /// Kill every process in the group and below (`cgroup.kill`, kernel 5.14). A success when the group
     /// does not exist. Returns before the processes are gone.

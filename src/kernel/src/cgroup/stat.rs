@@ -158,12 +158,18 @@ pub fn parse_memory(memory: &mut MemoryStat, stat: &str, events: &str) {
     memory.inactive_file = field(stat, "inactive_file").unwrap_or_default();
     memory.page_faults = field(stat, "pgfault").unwrap_or_default();
     memory.major_page_faults = field(stat, "pgmajfault").unwrap_or_default();
-    memory.events = MemoryEvents {
-        max: field(events, "max").unwrap_or_default(),
-        oom: field(events, "oom").unwrap_or_default(),
-        oom_kill: field(events, "oom_kill").unwrap_or_default(),
-        oom_group_kill: field(events, "oom_group_kill").unwrap_or_default(),
-    };
+    memory.events = parse_memory_events(events);
+}
+
+/// `memory.events`; what an older kernel does not count is 0.
+pub fn parse_memory_events(text: &str) -> MemoryEvents {
+    let count = |name| field(text, name).unwrap_or_default();
+    MemoryEvents {
+        max: count("max"),
+        oom: count("oom"),
+        oom_kill: count("oom_kill"),
+        oom_group_kill: count("oom_group_kill"),
+    }
 }
 
 /// `cpu.stat`; `None` without a usage.

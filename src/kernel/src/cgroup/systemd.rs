@@ -10,7 +10,7 @@ use longshore_core::pod::step::CgroupLimits;
 use tokio::sync::Mutex;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
-use super::{CgroupError, CgroupStat, Cgroups, FsCgroups, relative};
+use super::{CgroupError, CgroupStat, Cgroups, FsCgroups, MemoryEvents, relative};
 
 /// How long systemd may take for one unit; under load on a slow machine it takes seconds.
 const JOB_DEADLINE: Duration = Duration::from_secs(30);
@@ -212,6 +212,10 @@ impl Cgroups for SystemdCgroups {
 
     async fn stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError> {
         self.files.stat(path).await
+    }
+
+    async fn memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError> {
+        self.files.memory_events(path).await
     }
 
     async fn kill(&self, path: &str) -> Result<(), CgroupError> {
