@@ -5,7 +5,7 @@ CARGO ?= cargo
 INTEGRATION = $(CARGO) build -q --locked --workspace --bin integration && target/debug/integration
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build check test test-unit test-netns test-node test-cluster test-vm demo node-shell bench
+.PHONY: help deps build deb check test test-unit test-netns test-node test-cluster test-vm demo node-shell bench
 
 help: ## this text
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -16,6 +16,10 @@ deps: ## install the Debian packages the tests need (sudo where needed)
 build: ## build the daemon and command line: target/debug/longshore
 	@scripts/install-deps build
 	$(CARGO) build -p longshore
+
+deb: ## the Debian package of the release build: target/deb/longshore.deb
+	@scripts/install-deps build
+	@scripts/make-deb
 
 check: ## format, lints, tidy, licences (and cargo-deny where it is installed)
 	@scripts/install-deps build

@@ -242,12 +242,13 @@ fn block(kind: Kind, named: &Named, start: Instant, lines: &[String]) -> String 
 /// Where the VM does not boot; failures of scenarios are in the tally.
 pub fn run_vm(only: Option<&str>) -> Result<Tally> {
     let mut scenarios = load(Kind::Vm, only)?;
+    let binary = binary()?;
     // Those of one driver together, as changing it restarts the runtime.
     scenarios.sort_by_key(|named| named.scenario.cgroup_driver != CgroupDriver::Systemd);
     let mut driver = scenarios[0].scenario.cgroup_driver;
     let options = Options {
         name: "vm".into(),
-        binary: Some(binary()?),
+        binary: Some(binary.clone()),
         config: config(Kind::Vm, driver, ""),
         cgroup_driver: driver,
     };
@@ -266,7 +267,8 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
             vm.use_cgroup_driver(driver)?;
         }
         let mut lines = Vec::new();
-        let result = begin(&mut vm, &named.scenario, driver)
+        let result = bring_package(&vm, &named, &binary)
+            .and_then(|()| begin(&mut vm, &named.scenario, driver))
             .and_then(|()| play(&mut vm, &named.scenario, patience, &mut lines));
         if let Err(error) = &result {
             lines.push(format!("  {error:#}"));
@@ -280,6 +282,30 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
     }
     Ok(tally)
 }
+
+/// The scenario that installs the package.
+const PACKAGE: &str = "62-package";
+/// Where it finds it in the VM.
+const PACKAGE_PLACE: &str = "/root/longshore.deb";
+
+/// Makes the Debian package of the binary under test and brings it into the VM, for the scenario that wants it.
+fn bring_package(vm: &NodeVm, named: &Named, binary: &Path) -> Result<()> {
+    if named.file != PACKAGE {
+        return Ok(());
+    }
+    let root = workspace_root();
+    let made = Run::new(root.join("scripts/make-deb")).arg_path(binary).deadline(MAKE_DEB).check()?;
+    let package = fs::read(root.join(made.trim()))?;
+    let deadline = Duration::from_secs(30) * vm.patience();
+    let output = vm.run(&format!("cat > {PACKAGE_PLACE}"), &package, deadline)?;
+    if !output.success() {
+        bail!("the package does not reach the VM: {}", output.text());
+    }
+    Ok(())
+}
+
+/// The first time it installs its tool.
+const MAKE_DEB: Duration = Duration::from_secs(600);
 
 /// The test program whose `the_systemd_*` tests need systemd.
 const SYSTEMD_TESTS: &str = "vm_cgroup";

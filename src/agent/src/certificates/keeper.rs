@@ -158,6 +158,7 @@ impl Keeper {
             until = %facts.not_after,
             "a new {} is in force", wish.purpose
         );
+        self.ensure_kubeconfig();
         self.hand_over();
         Ok(())
     }
