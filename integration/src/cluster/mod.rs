@@ -20,6 +20,8 @@ use certificates::{Authority, Party};
 
 /// Where the node's own credentials are in the node.
 pub const KUBECONFIG: &str = "/etc/longshore/kubeconfig";
+/// Whose client certificates the node believes.
+pub const AUTHORITY: &str = "/etc/longshore/ca.crt";
 /// The node's name: its host's.
 pub const NODE: &str = "node";
 /// Where manifests of scenarios are in the node before they are applied.
@@ -68,6 +70,7 @@ impl Cluster {
             binds: vec![
                 (assets.join("kubectl"), PathBuf::from("/usr/local/bin/kubectl")),
                 credentials("node.kubeconfig", KUBECONFIG),
+                credentials("ca.crt", AUTHORITY),
                 credentials("admin.kubeconfig", "/root/.kube/config"),
             ],
         })?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::form::{Scenario, parse};
 use super::play::Player;
 use super::state;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, AUTHORITY, Cluster};
 use crate::fake;
 use crate::native::{self, NativeNode};
 use crate::node::{self, CONFIG, Kind, MANIFESTS, Node, Service, sh};
@@ -76,7 +76,11 @@ pub fn config(kind: Kind, driver: CgroupDriver, more: &str) -> String {
         (Kind::Vm, CgroupDriver::Systemd) => "cgroupDriver: systemd\n",
         (Kind::Vm, CgroupDriver::Cgroupfs) => "cgroupDriver: cgroupfs\n",
     };
-    format!("{head}{cgroups}{more}")
+    let callers = match kind {
+        Kind::Cluster => format!("authentication: {{x509: {{clientCAFile: {AUTHORITY}}}}}\n"),
+        _ => String::new(),
+    };
+    format!("{head}{cgroups}{callers}{more}")
 }
 
 /// Builds the daemon and gives its binary.

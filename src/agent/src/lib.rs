@@ -26,6 +26,7 @@ pub mod process;
 pub mod proxy;
 pub mod reads;
 pub mod reload;
+pub mod server;
 pub mod services;
 pub mod sources;
 pub mod sourcing;

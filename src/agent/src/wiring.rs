@@ -49,6 +49,7 @@ use crate::process;
 use crate::proxy;
 use crate::reads::{NodeViews, PodViews};
 use crate::reload::{Live, Reload};
+use crate::server;
 use crate::services::{News, StandaloneServices};
 use crate::sources::{Change, ManifestOptions, Manifests, ObjectStore};
 use crate::sourcing::Sourcing;
@@ -105,6 +106,9 @@ pub struct NodeHalf {
     certificates: Certificates,
     dataplane: Option<DataplaneHandle>,
     follower: Arc<Follower>,
+    runtime: Runtime,
+    prober: Prober,
+    counted: PodMetrics,
     tasks: Tasks,
 }
 
@@ -184,11 +188,17 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
         control_plane,
         certificates,
     };
+    let reviews = world
+        .control_plane
+        .as_ref()
+        .map(|clients| Arc::new(clients.node.clone()) as Arc<dyn server::Reviews>);
     let dataplane = match settings.roles.proxy {
         true => Some(proxy::start(&settings, &world.facts, &stop).await?),
         false => None,
     };
     let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
+    let parts = half.server_parts(&settings, reviews);
+    server::start(&settings.server, parts, &stop).context("start the kubelet API")?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
     let reload = Reload { args: args.clone(), settings: settings.clone(), live: half.live.clone(), asked };
@@ -305,6 +315,7 @@ impl NodeHalf {
             messages: messages.clone(),
         };
         let prober = Prober::new(settings.probes, world.attempt, clock);
+        let counted = PodMetrics::default();
         let upstream = upstream(settings, world.control_plane, clock, &node);
         let pods = Pods::new(Deps {
             clock,
@@ -317,11 +328,11 @@ impl NodeHalf {
             view: PodsView::default(),
             records: records.clone(),
             journal: journal.clone(),
-            metrics: PodMetrics::default(),
+            metrics: counted.clone(),
             stop,
         });
         let verdicts = pods.clone();
-        tasks.spawn(prober.run(Arc::new(move |verdict| {
+        tasks.spawn(prober.clone().run(Arc::new(move |verdict| {
             verdicts.verdict(&verdict.pod, verdict.container, verdict.kind, verdict.result);
         })));
         let follower = follower(&pods, &runtime, up, messages, clock);
@@ -343,7 +354,7 @@ impl NodeHalf {
                 node: node.clone(),
                 view: pods.view(),
                 health: health_reader.clone(),
-                runtime: world.runtime,
+                runtime: runtime.clone(),
                 facts: world.facts,
                 dataplane: dataplane.clone(),
             };
@@ -364,8 +375,28 @@ impl NodeHalf {
             certificates: world.certificates,
             dataplane,
             follower,
+            runtime,
+            prober,
+            counted,
             tasks,
         })
+    }
+
+    /// What the kubelet's API is made of.
+    fn server_parts(&self, settings: &Settings, reviews: Option<Arc<dyn server::Reviews>>) -> server::Parts {
+        let context = self.node.now();
+        server::Parts {
+            node: context.name.clone(),
+            ips: context.ips.clone(),
+            clock: self.follower.clock,
+            pods: self.pods.view(),
+            runtime: self.runtime.clone(),
+            prober: self.prober.clone(),
+            counted: self.counted.clone(),
+            pod_logs: settings.pods.pod_logs_dir.clone(),
+            root: settings.pods.root_dir.clone(),
+            reviews,
+        }
     }
 
     /// What the admin socket may read of this half.

@@ -16,6 +16,7 @@ pub mod lines;
 pub mod node;
 pub mod path;
 pub mod pod_status;
+pub mod review;
 pub mod token;
 pub mod transport;
 pub mod watch;

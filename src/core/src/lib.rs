@@ -11,6 +11,7 @@ pub mod event;
 pub mod explain;
 pub mod ids;
 pub mod image;
+pub mod kubelet_api;
 pub mod node;
 pub mod pod;
 pub mod probe;

@@ -50,6 +50,14 @@ pub trait ContainerUpkeep: Send + Sync {
     async fn update_resources(&self, id: &ContainerId, resources: &LinuxResources) -> Result<(), CriError>;
     /// Makes the runtime write to a new log file, after the old one was renamed.
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), CriError>;
+    /// Writes the container's state to the file `location`, absolute; `within` is for the runtime itself.
+    /// Many runtimes do not have this (`Unimplemented`).
+    async fn checkpoint(
+        &self,
+        id: &ContainerId,
+        location: &str,
+        within: Option<Duration>,
+    ) -> Result<(), CriError>;
     /// Usage of the running containers that match (`state` is not looked at).
     async fn container_stats(&self, filter: &ContainerFilter) -> Result<Listing<ContainerUsage>, CriError>;
 }
@@ -184,6 +192,22 @@ impl ContainerUpkeep for CriClient {
         let call = self.call(Operation::ReopenContainerLog, id);
         let request = v1::ReopenContainerLogRequest { container_id: id.to_string() };
         self.run(&call, request, |mut c, r| async move { c.reopen_container_log(r).await }).await.map(drop)
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &ContainerId,
+        location: &str,
+        within: Option<Duration>,
+    ) -> Result<(), CriError> {
+        let deadline = within.map(|within| self.timeouts().unary + within);
+        let call = self.call(Operation::CheckpointContainer, id).deadline(deadline);
+        let request = v1::CheckpointContainerRequest {
+            container_id: id.to_string(),
+            location: location.to_owned(),
+            timeout: within.map_or(0, convert::whole_seconds),
+        };
+        self.run(&call, request, |mut c, r| async move { c.checkpoint_container(r).await }).await.map(drop)
     }
 
     async fn container_stats(&self, filter: &ContainerFilter) -> Result<Listing<ContainerUsage>, CriError> {

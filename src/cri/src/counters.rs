@@ -48,6 +48,7 @@ operations! {
     ListContainers "list_containers" "list containers of";
     UpdateContainerResources "update_container" "change the resources of container";
     ReopenContainerLog "reopen_container_log" "reopen the log of container";
+    CheckpointContainer "checkpoint_container" "write the checkpoint of container";
     ListContainerStats "list_container_stats" "read the usage of";
     ExecSync "exec_sync" "run a command in container";
     Exec "exec" "prepare exec in container";

@@ -1,7 +1,7 @@
 //! What differs between two readings of the configuration: what may change while the daemon runs, and
 //! what takes a restart, by the names people write. Pure.
 
-use super::settings::Settings;
+use super::settings::{KubeletServer, Settings};
 
 /// Fields that differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,14 @@ const RESTART: &[(&str, Differs)] = &[
     ("failSwapOn", |a, b| a.node.fail_swap_on != b.node.fail_swap_on),
     ("oomScoreAdj, maxOpenFiles", |a, b| {
         (a.node.oom_score_adj, a.node.max_open_files) != (b.node.oom_score_adj, b.node.max_open_files)
+    }),
+    ("address, port, TLS, authentication and authorization of the kubelet API", |a, b| {
+        let plain = |server: &KubeletServer| KubeletServer {
+            configz: serde_json::Value::Null,
+            flags: String::new(),
+            ..server.clone()
+        };
+        plain(&a.server) != plain(&b.server)
     }),
     ("logging", |a, b| a.logging != b.logging),
     ("the KubeProxyConfiguration", |a, b| a.dataplane != b.dataplane),

@@ -12,6 +12,7 @@ pub mod kubelet;
 pub mod proxy;
 mod proxy_rules;
 mod rules;
+mod server_rules;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,7 @@ use super::args::AgentArgs;
 use super::kubelet::{KubeletConfiguration, Logging};
 use super::proxy::KubeProxyConfiguration;
 use super::proxy_rules;
+use super::server_rules;
 use super::settings::*;
 use super::units::GoDuration;
 use crate::document::{DocumentError, Node, Place};
@@ -46,6 +47,7 @@ pub(crate) fn settings(
     let dns = dns(config, &mut node_rules);
     let pods = pods(args, config, &mut node_rules);
     let images = images(config, &mut node_rules);
+    let server = server_rules::server(args, config, &mut node_rules);
     let mut node = node(args, config, &mut node_rules);
     if node.name.is_none() && !proxy.value.hostname_override.is_empty() {
         node.name = Some(proxy.value.hostname_override.to_lowercase());
@@ -77,6 +79,7 @@ pub(crate) fn settings(
         node,
         dataplane,
         servers,
+        server,
         admin: AdminSettings { socket: args.socket.clone() },
         logging,
         warnings,

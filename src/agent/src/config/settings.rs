@@ -31,6 +31,8 @@ pub struct Settings {
     pub node: NodeSettings,
     pub dataplane: DataplaneSettings,
     pub servers: ProxyServers,
+    /// The kubelet's own API.
+    pub server: KubeletServer,
     pub admin: AdminSettings,
     pub logging: LoggingSettings,
     /// What a person should know about the configuration: unknown fields, settings without effect.
@@ -228,6 +230,62 @@ pub struct ProxyServers {
     pub hard_fail: bool,
     /// The configuration as `/configz` shows it.
     pub configz: serde_json::Value,
+}
+
+/// The kubelet's own API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubeletServer {
+    /// With TLS; `None` is off.
+    pub https: Option<SocketAddr>,
+    /// Without authentication, for reading; `None` is off.
+    pub read_only: Option<SocketAddr>,
+    /// `/healthz` only; `None` is off.
+    pub healthz: Option<SocketAddr>,
+    pub tls: ServerTls,
+    pub callers: CallerRules,
+    pub rights: RightsRules,
+    /// exec, attach, logs and the like.
+    pub debugging: bool,
+    /// `/logs/`.
+    pub node_logs: bool,
+    /// The configuration as `/configz` shows it.
+    pub configz: serde_json::Value,
+    /// The flags that were given, one a line.
+    pub flags: String,
+}
+
+/// How the API speaks TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    /// Certificate with its chain, and its key; `None`: one of our own in `folder`.
+    pub files: Option<(PathBuf, PathBuf)>,
+    /// `--cert-dir`.
+    pub folder: PathBuf,
+    /// Of TLS 1.2, by Go's names; empty: all good ones.
+    pub cipher_suites: Vec<String>,
+    pub only_tls13: bool,
+}
+
+/// How callers show who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallerRules {
+    /// Whose client certificates count.
+    pub client_ca: Option<PathBuf>,
+    /// How long a token's review counts; `None`: tokens do not count.
+    pub token_ttl: Option<Duration>,
+    /// Callers that show nothing are `system:anonymous`.
+    pub anonymous: bool,
+}
+
+/// Who decides what callers may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RightsRules {
+    AlwaysAllow,
+    /// The API server; its word counts for so long.
+    Webhook {
+        allowed_ttl: Duration,
+        denied_ttl: Duration,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -49,7 +49,7 @@ impl NodeParts {
             provider_id: join.provider_id.clone(),
             room: room(settings, handles),
             system: machine::system_info(""),
-            port: None,
+            port: settings.server.https.map(|addr| addr.port()),
         };
         let condition = Condition { facts: facts.clone(), ..Condition::default() };
         Self { facts, join: join.clone(), condition: watch::Sender::new(condition) }

@@ -75,7 +75,7 @@ impl PodsView {
     }
 
     /// Replaces a pod's view; readers are woken where something they can act on differs.
-    pub(super) fn publish(&self, view: PodView) {
+    pub(crate) fn publish(&self, view: PodView) {
         let view = Arc::new(view);
         let news = {
             let mut pods = self.pods();

@@ -4,7 +4,7 @@
 mod addresses;
 mod checks;
 pub mod cleanup;
-mod http;
+pub(crate) mod http;
 pub mod lock;
 mod own_node;
 mod servers;

@@ -1,0 +1,63 @@
+//! `/metrics` and `/metrics/slis`: what the pod workers count, and the daemon's own process, under the names
+//! dashboards and alerts of the kubelet look for.
+
+use jiff::Timestamp;
+use longshore_core::kubelet_api::exposition::{Exposition, Kind, seconds};
+
+use crate::metrics::PodMetrics;
+use crate::pods::PodsView;
+
+/// Nanoseconds of the unit CPU time is told in (USER_HZ is 100 on every architecture we know).
+const TICK: u64 = 10_000_000;
+
+/// What the daemon's own metrics are made of.
+pub(super) struct DaemonMetrics {
+    pub(super) node: String,
+    pub(super) pods: PodsView,
+    pub(super) counted: PodMetrics,
+    pub(super) started: Timestamp,
+}
+
+impl DaemonMetrics {
+    pub(super) fn text(&self) -> String {
+        let mut text = Exposition::default();
+        text.family("kubernetes_build_info", Kind::Gauge, "What this is and whose API it speaks");
+        let version = concat!("longshore/", env!("CARGO_PKG_VERSION"));
+        text.sample(&[("major", "1"), ("minor", "36"), ("git_version", version)], 1, None);
+        process(&mut text);
+        self.counted.render(&self.pods, &self.node, self.started) + &text.finish()
+    }
+}
+
+/// Of the daemon's own process (proc_pid_stat(5)).
+fn process(text: &mut Exposition) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program is in parentheses and may hold anything; after it come fields 3 and on.
+    let fields: Vec<u64> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().map(|word| word.parse().unwrap_or(0)).collect())
+        .unwrap_or_default();
+    let field = |number: usize| fields.get(number - 3).copied();
+    if let (Some(user), Some(system)) = (field(14), field(15)) {
+        text.family("process_cpu_seconds_total", Kind::Counter, "CPU time of the daemon");
+        text.sample(&[], seconds((user + system) * TICK), None);
+    }
+    if let Some(pages) = field(24) {
+        text.family("process_resident_memory_bytes", Kind::Gauge, "Memory of the daemon");
+        text.sample(&[], pages * rustix::param::page_size() as u64, None);
+    }
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        text.family("process_open_fds", Kind::Gauge, "Open files of the daemon");
+        text.sample(&[], open.count(), None);
+    }
+}
+
+/// The checks of `/healthz`, which are well as long as they answer.
+pub(super) fn slis() -> String {
+    let mut text = Exposition::default();
+    text.family("kubernetes_healthcheck", Kind::Gauge, "1 where a check of /healthz is well");
+    for name in ["log", "ping", "syncloop"] {
+        text.sample(&[("name", name), ("type", "healthz")], 1, None);
+    }
+    text.finish()
+}
