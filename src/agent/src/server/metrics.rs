@@ -1,8 +1,13 @@
 //! `/metrics` and `/metrics/slis`: what the pod workers count, and the daemon's own process, under the names
 //! dashboards and alerts of the kubelet look for.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use http::Method;
 use jiff::Timestamp;
 use longshore_core::kubelet_api::exposition::{Exposition, Kind, seconds};
+use longshore_core::kubelet_api::route::{Route, Verb};
 
 use crate::metrics::PodMetrics;
 use crate::pods::PodsView;
@@ -16,6 +21,42 @@ pub(super) struct DaemonMetrics {
     pub(super) pods: PodsView,
     pub(super) counted: PodMetrics,
     pub(super) started: Timestamp,
+    pub(super) requests: Requests,
+}
+
+/// Requests by what they asked for.
+#[derive(Debug, Default)]
+pub(super) struct Requests(Mutex<BTreeMap<Asked, u64>>);
+
+/// Method, path, server, and whether the answer may go on for long.
+type Asked = (&'static str, &'static str, &'static str, bool);
+
+impl Requests {
+    /// `route` is `None` for paths that are none; what strangers make up is not kept.
+    pub(super) fn count(&self, method: &Method, route: Option<&Route>, server: &'static str) {
+        let method = match Verb::of_method(method.as_str()) {
+            Some(Verb::Get) => "GET",
+            Some(Verb::Create) => "POST",
+            Some(Verb::Update) => "PUT",
+            Some(Verb::Patch) => "PATCH",
+            Some(Verb::Delete) => "DELETE",
+            None => "other",
+        };
+        let asked =
+            (method, route.map_or("other", Route::name), server, route.is_some_and(Route::is_long_running));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(asked).or_default() += 1;
+    }
+
+    fn show(&self, text: &mut Exposition) {
+        text.family("kubelet_http_requests_total", Kind::Counter, "Requests to this node's API");
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((method, path, server, long), count) in counts.iter() {
+            let long = if *long { "true" } else { "false" };
+            let labels =
+                [("long_running", long), ("method", *method), ("path", *path), ("server_type", *server)];
+            text.sample(&labels, count, None);
+        }
+    }
 }
 
 impl DaemonMetrics {
@@ -25,6 +66,7 @@ impl DaemonMetrics {
         let version = concat!("longshore/", env!("CARGO_PKG_VERSION"));
         text.sample(&[("major", "1"), ("minor", "36"), ("git_version", version)], 1, None);
         process(&mut text);
+        self.requests.show(&mut text);
         self.counted.render(&self.pods, &self.node, self.started) + &text.finish()
     }
 }

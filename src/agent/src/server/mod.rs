@@ -161,6 +161,7 @@ fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
             pods: parts.pods.clone(),
             counted: parts.counted.clone(),
             started: parts.clock.now(),
+            requests: metrics::Requests::default(),
         },
         checkpoints: checkpoint::Checkpoints {
             pods: parts.pods.clone(),

@@ -56,8 +56,9 @@ impl Service for Guarded {
         let Some(user) = self.callers.who(&peer.chain, request.headers()).await else {
             return body::text(StatusCode::UNAUTHORIZED, "Unauthorized");
         };
-        let Some(verb) = Verb::of_method(request.method().as_str()) else { return not_allowed() };
         let route = Route::parse(request.uri().path());
+        self.answers.metrics.requests.count(request.method(), route.as_ref(), "readwrite");
+        let Some(verb) = Verb::of_method(request.method().as_str()) else { return not_allowed() };
         let needed = needed(route.as_ref(), verb);
         match self.callers.may(&user, &needed).await {
             Ok(true) => {}
@@ -131,7 +132,9 @@ impl Answers {
 
     /// The port without authentication.
     pub(super) async fn read_only(&self, method: &Method, path: &str, query: &str) -> Answer {
-        match Route::parse(path).filter(Route::is_read_only) {
+        let route = Route::parse(path).filter(Route::is_read_only);
+        self.metrics.requests.count(method, route.as_ref(), "readonly");
+        match route {
             None => body::text(StatusCode::NOT_FOUND, "404 page not found\n"),
             Some(_) if method != Method::GET => not_allowed(),
             Some(route) => self.plain(&route, query).await,

@@ -202,6 +202,7 @@ impl TestServer {
                 pods: pods.clone(),
                 counted: PodMetrics::default(),
                 started: jiff::Timestamp::now(),
+                requests: metrics::Requests::default(),
             },
             checkpoints: checkpoint::Checkpoints {
                 pods: pods.clone(),
@@ -415,38 +416,71 @@ const PATHS: [&str; 25] = [
     "/none/../pods",
 ];
 
+/// A caller with a connection of its own, over which it asks for everything.
+struct Caller {
+    sender: hyper::client::conn::http2::SendRequest<Empty<Bytes>>,
+    headers: Vec<(&'static str, &'static str)>,
+}
+
+impl Caller {
+    async fn new(server: &TestServer, pair: Option<Pair>, headers: &[(&'static str, &'static str)]) -> Self {
+        let stream = server.connect_as(pair, "h2").await;
+        let opened = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (sender, connection) = opened.unwrap();
+        tokio::spawn(connection);
+        Self { sender, headers: headers.to_vec() }
+    }
+
+    async fn ask(&self, method: &str, path: &str) -> (u16, String) {
+        let mut request = http::Request::builder().method(method).uri(format!("https://node{path}"));
+        for (name, value) in &self.headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let response = self.sender.clone().send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+}
+
+const BOB: (&str, &str) = ("authorization", "Bearer token-of-bob");
+const ADMIN: (&str, &str) = ("authorization", "Bearer token-of-admin");
+
 #[tokio::test]
 async fn every_path_by_every_method_lets_in_only_who_may() {
     let server = TestServer::start().await;
-    let wrong = Authority::new();
-    let pair = |name: &str| server.authority.client(name, false);
-    let token = |name: &str| format!("Authorization: Bearer {name}\r\n");
+    let pair = |name: &str| Some(server.authority.client(name, false));
+    let wrong = Some(Authority::new().client("admin", false));
+    let expired = Some(server.authority.client("admin", true));
+    let forged: &[_] =
+        &[("x-remote-user", "admin"), ("impersonate-user", "admin"), ("x-remote-group", "system:masters")];
+    let nobody = [
+        Caller::new(&server, None, &[]).await,
+        Caller::new(&server, None, &[("authorization", "Bearer of-nobody")]).await,
+        Caller::new(&server, None, &[("authorization", "Basic YWRtaW46YWRtaW4=")]).await,
+        Caller::new(&server, None, &[ADMIN, ADMIN]).await,
+        Caller::new(&server, None, forged).await,
+        Caller::new(&server, wrong, &[]).await,
+        Caller::new(&server, expired, &[]).await,
+    ];
+    let unauthorised =
+        [Caller::new(&server, pair("bob"), &[]).await, Caller::new(&server, None, &[BOB]).await];
+    let authorised =
+        [Caller::new(&server, pair("admin"), &[]).await, Caller::new(&server, None, &[ADMIN]).await];
     for path in PATHS {
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
-            let nobody = [
-                (None, String::new()),
-                (None, token("of-nobody")),
-                (None, "Authorization: Basic YWRtaW46YWRtaW4=\r\n".to_owned()),
-                (None, token("token-of-admin") + &token("token-of-admin")),
-                (None, "X-Remote-User: admin\r\nImpersonate-User: admin\r\n".to_owned()),
-                (Some(wrong.client("admin", false)), String::new()),
-                (Some(server.authority.client("admin", true)), String::new()),
-            ];
-            for (pair, headers) in nobody {
-                let (status, body) = server.ask(pair, method, path, &headers).await;
-                assert_eq!(
-                    (status, body.as_str()),
-                    (401, "Unauthorized"),
-                    "{method} {path} with {headers:?}"
-                );
+            for caller in &nobody {
+                let answer = caller.ask(method, path).await;
+                assert_eq!(answer, (401, "Unauthorized".to_owned()), "{method} {path} {:?}", caller.headers);
             }
-            let known = Verb::of_method(method).is_some();
-            for (pair, headers) in [(Some(pair("bob")), String::new()), (None, token("token-of-bob"))] {
-                let (status, body) = server.ask(pair, method, path, &headers).await;
+            for caller in &unauthorised {
+                let (status, body) = caller.ask(method, path).await;
+                let known = Verb::of_method(method).is_some();
                 assert_eq!(status, if known { 403 } else { 405 }, "{method} {path}: {body}");
             }
-            for (pair, headers) in [(Some(pair("admin")), String::new()), (None, token("token-of-admin"))] {
-                let (status, body) = server.ask(pair, method, path, &headers).await;
+            for caller in &authorised {
+                let (status, body) = caller.ask(method, path).await;
                 assert!(status != 401 && status != 403, "{method} {path}: {status} {body}");
             }
         }
@@ -498,6 +532,34 @@ async fn the_api_servers_word_is_kept_and_its_silence_lets_nobody_in() {
     assert_eq!(server.ask(None, "GET", "/pods", other).await.0, 401);
     server.reviews.down.store(false, Ordering::Relaxed);
     assert_eq!(server.ask(None, "GET", "/pods", other).await.0, 403, "no failure was kept");
+}
+
+#[tokio::test]
+async fn metrics_and_statistics_have_their_forms() {
+    let server = TestServer::start().await;
+    let (status, text) = server.admin("GET", "/metrics").await;
+    assert_eq!(status, 200);
+    for line in [
+        "kubelet_node_name{node=\"node\"} 1",
+        "kubelet_http_requests_total{long_running=\"false\",method=\"GET\",path=\"metrics\",server_type=\"readwrite\"} 1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line} in\n{text}");
+    }
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let value = line.rsplit(' ').next().unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+    let (status, text) = server.admin("GET", "/stats/summary").await;
+    let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &summary["node"]["nodeName"]), (200, &json!("node")));
+    assert_eq!(summary["pods"][0]["containers"][0]["name"], "c");
+    let (_, text) = server.admin("GET", "/metrics/resource").await;
+    assert!(text.contains("\nnode_memory_working_set_bytes "), "{text}");
+    let (_, text) = server.admin("GET", "/pods").await;
+    let pods: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(pods["items"][0]["status"]["containerStatuses"][0]["name"], "c");
+    let (_, text) = server.admin("GET", "/configz").await;
+    assert_eq!(text, "{\"kubeletconfig\":{\"port\":10250}}");
 }
 
 #[tokio::test]
@@ -677,25 +739,11 @@ async fn heads_and_bodies_are_bounded() {
 async fn http2_carries_many_at_once_and_no_stream() {
     let server = TestServer::start().await;
     server.write_log(0..3);
-    let stream = server.connect_as(Some(server.authority.client("admin", false)), "h2").await;
-    let opened = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
-    let (sender, connection) = opened.unwrap();
-    tokio::spawn(connection);
-    let ask = async |path: &str| {
-        let request = http::Request::post(format!("https://node{path}")).body(Empty::<Bytes>::new()).unwrap();
-        let (mut head, body) = request.into_parts();
-        if !path.starts_with("/exec") {
-            head.method = http::Method::GET;
-        }
-        let response = sender.clone().send_request(http::Request::from_parts(head, body)).await.unwrap();
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
-    };
+    let caller = Caller::new(&server, Some(server.authority.client("admin", false)), &[]).await;
     let (pods, log, exec) = tokio::join!(
-        ask("/pods"),
-        ask("/containerLogs/default/web/c"),
-        ask("/exec/default/web/c?command=x&output=1")
+        caller.ask("GET", "/pods"),
+        caller.ask("GET", "/containerLogs/default/web/c"),
+        caller.ask("POST", "/exec/default/web/c?command=x&output=1")
     );
     assert!(pods.0 == 200 && pods.1.contains("uid-web"), "{pods:?}");
     assert_eq!(log, (200, "0\n1\n2\n".to_owned()));

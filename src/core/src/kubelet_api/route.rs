@@ -138,6 +138,36 @@ impl Route {
         })
     }
 
+    /// Its first part, which is how requests are counted (`kubelet_http_requests_total`).
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Healthz => "healthz",
+            Self::Pods => "pods",
+            Self::RunningPods => "runningpods",
+            Self::Summary => "stats/summary",
+            Self::Metrics(Metrics::Daemon) => "metrics",
+            Self::Metrics(Metrics::Cadvisor) => "metrics/cadvisor",
+            Self::Metrics(Metrics::Resource) => "metrics/resource",
+            Self::Metrics(Metrics::Probes) => "metrics/probes",
+            Self::Metrics(Metrics::Slis) => "metrics/slis",
+            Self::ContainerLogs(_) => "containerLogs",
+            Self::Exec(_) => "exec",
+            Self::Attach(_) => "attach",
+            Self::Run(_) => "run",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::PortForward(_) => "portForward",
+            Self::NodeLogs(_) => "logs",
+            Self::Configz => "configz",
+            Self::Statusz => "statusz",
+            Self::Flagz => "flagz",
+        }
+    }
+
+    /// Whether an answer may go on for as long as its reader stays.
+    pub fn is_long_running(&self) -> bool {
+        matches!(self, Self::ContainerLogs(_) | Self::Exec(_) | Self::Attach(_) | Self::PortForward(_))
+    }
+
     /// Verbs this route answers.
     pub fn verbs(&self) -> &'static [Verb] {
         match self {
