@@ -221,6 +221,8 @@ fn apiserver(path: &impl Fn(&str) -> String) -> Vec<String> {
         file("client-ca-file", "ca.crt"),
         file("kubelet-client-certificate", "apiserver-kubelet-client.crt"),
         file("kubelet-client-key", "apiserver-kubelet-client.key"),
+        // As kubeadm has it: nobody here resolves the node's name.
+        "--kubelet-preferred-address-types=InternalIP,Hostname".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         file("service-account-key-file", "accounts.pub"),
         file("service-account-signing-key-file", "accounts.key"),
