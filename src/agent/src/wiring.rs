@@ -8,6 +8,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use jiff::Timestamp;
+use longshore_cluster::ApiClient;
+use longshore_core::certificates::Wish;
 use longshore_core::ids::ContainerId;
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::step::Hook;
@@ -188,17 +190,13 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
         control_plane,
         certificates,
     };
-    let reviews = world
-        .control_plane
-        .as_ref()
-        .map(|clients| Arc::new(clients.node.clone()) as Arc<dyn server::Reviews>);
+    let client = world.control_plane.as_ref().map(|clients| clients.node.clone());
     let dataplane = match settings.roles.proxy {
         true => Some(proxy::start(&settings, &world.facts, &stop).await?),
         false => None,
     };
-    let half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
-    let parts = half.server_parts(&settings, reviews);
-    server::start(&settings.server, parts, &stop).context("start the kubelet API")?;
+    let mut half = NodeHalf::new(&settings, world, dataplane, &state, stop.clone())?;
+    half.serve_api(&settings, client, &stop)?;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = half.reads();
     let reload = Reload { args: args.clone(), settings: settings.clone(), live: half.live.clone(), asked };
@@ -380,6 +378,27 @@ impl NodeHalf {
             counted,
             tasks,
         })
+    }
+
+    /// Starts the kubelet's API, and what keeps its certificate where the control plane is to sign it.
+    fn serve_api(
+        &mut self,
+        settings: &Settings,
+        client: Option<ApiClient>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let reviews = client.clone().map(|client| Arc::new(client) as Arc<dyn server::Reviews>);
+        let parts = self.server_parts(settings, reviews);
+        let shown = server::start(&settings.server, parts, stop).context("start the kubelet API")?;
+        let signed = settings.join.as_ref().filter(|join| join.certificates.serving);
+        if let (Some(join), Some(client), Some(_)) = (signed, client, settings.server.https) {
+            let context = self.node.now();
+            let names = [context.name.clone()];
+            // Names and addresses are those of the start; they do not change while the daemon runs.
+            let (_, wish) = watch::channel(Wish::serving(&context.name, names, context.ips.iter().copied()));
+            self.certificates.keep_serving(join, wish, (&client, shown), self.follower.clock, stop);
+        }
+        Ok(())
     }
 
     /// What the kubelet's API is made of.

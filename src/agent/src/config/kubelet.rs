@@ -43,7 +43,7 @@ config_fields! {
         "tlsMinVersion" tls_min_version: String = String::new(), keep, Now, "VersionTLS12 or VersionTLS13";
         "tlsCurvePreferences" tls_curve_preferences: Vec<serde_json::Value> = Vec::new(), keep, Later, "curves of the key exchange";
         "rotateCertificates" rotate_certificates: bool = false, keep, Now, "client certificate through CSRs";
-        "serverTLSBootstrap" server_tls_bootstrap: bool = false, keep, Later, "serving certificate through CSRs";
+        "serverTLSBootstrap" server_tls_bootstrap: bool = false, keep, Now, "serving certificate through CSRs; until one is approved the server shows one of its own";
         "authentication" authentication: Authentication = Authentication::default(), keep, Now, "who may call the HTTPS API: x509, webhook, anonymous";
         "authorization" authorization: Authorization = Authorization::default(), keep, Now, "what callers may do: AlwaysAllow or Webhook";
         "registryPullQPS" registry_pull_qps: Option<i32> = Some(5), keep, Now, "image pulls per second; 0 is no limit";

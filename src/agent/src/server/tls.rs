@@ -20,6 +20,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
+use crate::certificates::Serve;
 use crate::config::ServerTls;
 
 /// Files with certificates are looked at this often.
@@ -67,6 +68,15 @@ impl ServingCertificate {
     /// `None` before the first one; handshakes fail then.
     pub fn current(&self) -> Option<Arc<CertifiedKey>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Serve for ServingCertificate {
+    fn serve(&self, pair: &Path) {
+        match load_pair(pair, pair) {
+            Ok(certificate) => self.set(certificate),
+            Err(error) => tracing::warn!("{}", crate::text::error_chain(&error)),
+        }
     }
 }
 
