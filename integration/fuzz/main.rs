@@ -5,4 +5,5 @@
 
 mod documents;
 mod kernel;
+mod kubelet_api;
 mod streams;

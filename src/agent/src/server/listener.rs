@@ -30,8 +30,9 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 /// A request's head may be this long; a command line of exec is in it.
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// Requests of one HTTP/2 connection at the same time: the API server has but one connection.
-const MAX_STREAMS: u32 = 1000;
+/// Requests of one HTTP/2 connection at the same time, as Go's servers have it; the API server opens another
+/// connection for more.
+const MAX_STREAMS: u32 = 250;
 /// Bytes that wait for one slow reader, per request.
 const MAX_WAITING: usize = 64 << 10;
 /// Connections without a request are closed after between two and three of these.

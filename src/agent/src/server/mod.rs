@@ -116,7 +116,7 @@ pub fn start(
     let following = tls::follow_files(pair, shown.clone(), ca, authority.clone());
     let (callers, rights) = (settings.callers.clone(), settings.rights);
     let callers = Callers::new(callers, rights, parts.node, authority, parts.reviews);
-    let service = Arc::new(Guarded { callers, answers });
+    let service = Arc::new(Guarded::new(callers, answers));
     let stopped = stop.clone();
     tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(Arc::new(config));

@@ -9,6 +9,7 @@ use longshore_core::kubelet_api::access::forbidden;
 use longshore_core::kubelet_api::query::Query;
 use longshore_core::kubelet_api::route::{Metrics, Route, Verb, needed};
 use longshore_core::kubelet_api::summary::{cadvisor_metrics, resource_metrics, summary};
+use tokio::sync::Semaphore;
 
 use super::body::{self, Answer};
 use super::callers::{Callers, NoAnswer};
@@ -22,6 +23,8 @@ use super::streams::StreamRoutes;
 use crate::pods::PodsView;
 use crate::probes::Prober;
 
+/// Requests at the same time, up to the head of their answer: who may call is asked for all of them.
+const MAX_REQUESTS: usize = 1000;
 /// No request of this API has a body that counts; longer ones are mischief, bytes.
 const MAX_BODY: u64 = 64 << 10;
 
@@ -47,12 +50,21 @@ pub(super) struct Answers {
 
 /// The server with TLS.
 pub(super) struct Guarded {
-    pub(super) callers: Callers,
-    pub(super) answers: Arc<Answers>,
+    callers: Callers,
+    answers: Arc<Answers>,
+    /// For requests until their head is answered, those of strangers among them.
+    places: Semaphore,
+}
+
+impl Guarded {
+    pub(super) fn new(callers: Callers, answers: Arc<Answers>) -> Self {
+        Self { callers, answers, places: Semaphore::new(MAX_REQUESTS) }
+    }
 }
 
 impl Service for Guarded {
     async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Answer {
+        let Ok(_place) = self.places.try_acquire() else { return body::busy("requests") };
         let Some(user) = self.callers.who(&peer.chain, request.headers()).await else {
             return body::text(StatusCode::UNAUTHORIZED, "Unauthorized");
         };

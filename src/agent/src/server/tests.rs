@@ -234,7 +234,7 @@ impl TestServer {
         tokio::spawn(listener::serve(
             listener,
             acceptor,
-            Arc::new(Guarded { callers, answers }),
+            Arc::new(Guarded::new(callers, answers)),
             stop.clone(),
         ));
         let server = Self { addr, disk, pods, authority, reviews, roots, stop };
