@@ -37,7 +37,6 @@ fn spread(count: usize) -> impl Iterator<Item = usize> {
 }
 
 #[test]
-#[ignore = "not yet seen to come to its end in the emulated guest"]
 fn packets_go_where_the_cases_say_in_ipvs_mode() {
     if !in_guest() {
         return;
@@ -245,7 +244,6 @@ async fn check_leaving(world: &World, ipvs: &RealIpvs, engine: &mut Engine) {
 }
 
 #[test]
-#[ignore = "not yet seen to come to its end in the emulated guest"]
 fn endpoints_leave_ipvs_with_their_last_connection_and_settings_are_as_configured() {
     if !in_guest() {
         return;
