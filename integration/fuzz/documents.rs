@@ -3,6 +3,7 @@
 use bolero::check;
 use longshore_agent::{document, sources};
 use longshore_core::resources::quantity::Amount;
+use longshore_core::{bootstrap, certificates};
 
 /// Random bytes rarely are YAML; cutting and joining real manifests is.
 const SEEDS: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec:\n  containers:\n  - name: web\n    image: web:1\n    resources: {limits: {cpu: 100m, memory: 64Mi}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports: [{port: 80, targetPort: http, nodePort: 30080}]\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: aGVsbG8=}\n---\nkind: List\napiVersion: v1\nitems: [{kind: ConfigMap, apiVersion: v1, metadata: {name: c}, data: {k: v}}]\n";
@@ -32,6 +33,43 @@ fn mutated(seed: &str, bytes: &[u8]) -> String {
         }
     }
     String::from_utf8_lossy(&text).into_owned()
+}
+
+const CERTIFICATE: &str = include_str!("../../src/core/src/certificates/example.pem");
+
+#[test]
+fn certificates_with_damage() {
+    check!().for_each(|bytes: &[u8]| {
+        let text = mutated(CERTIFICATE, bytes);
+        let whole = certificates::read_certificate(text.as_bytes());
+        if let Err(error) = &whole {
+            assert!(!error.is_empty() && error.len() < 4096, "{error}");
+        }
+        let keys = certificates::x509::key_hashes(text.as_bytes());
+        // What is read as a certificate has a key to be known by, unless what follows it is damaged.
+        if let (Ok(facts), Ok(keys)) = (whole, keys) {
+            assert_eq!(keys.first(), Some(&facts.key_hash));
+        }
+    });
+}
+
+#[test]
+fn words_of_a_join_of_any_bytes() {
+    check!().for_each(|bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Ok(endpoint) = bootstrap::Endpoint::parse(&text) {
+            assert!(endpoint.port > 0 && !endpoint.host.contains(['/', '[', ']']), "{endpoint:?}");
+        }
+        if let Ok(pin) = bootstrap::Pin::parse(&text) {
+            assert_eq!(pin.to_string(), text.to_lowercase());
+        }
+        if let Ok(token) = bootstrap::Token::parse(&text) {
+            assert_eq!(token.whole(), text);
+        }
+        if let Ok(parts) = bootstrap::detached(&text) {
+            assert_eq!(format!("{}..{}", parts.header, parts.signature), text);
+        }
+    });
 }
 
 fn read_everything(text: &str) {

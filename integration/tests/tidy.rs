@@ -253,6 +253,34 @@ fn documents_name_commands_that_exist() {
     none("a command named in a document exists", findings);
 }
 
+/// Lines of the code blocks of a section.
+fn commands<'a>(text: &'a str, section: &str) -> Vec<&'a str> {
+    let begin = text.find(section).map_or(text.len(), |at| at + section.len());
+    let end = text[begin..].find("\n## ").map_or(text.len(), |at| begin + at);
+    let blocks = text[begin..end].split("```").skip(1).step_by(2);
+    blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).collect()
+}
+
+/// What the README tells people to type is what the scenarios play: the same words but for the values.
+#[test]
+fn joining_is_played_as_the_readme_says() {
+    let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
+    let played =
+        ["60-join", "62-package"].map(|name| read(&format!("integration/scenarios/{name}.yaml"))).concat()
+            + &read("integration/src/cluster/mod.rs");
+    let readme = read("README.md");
+    let commands = commands(&readme, "\n## Join a cluster\n");
+    assert!(commands.len() >= 5, "{commands:?}");
+    let is_value = |word: &str| word.contains(|c: char| c.is_ascii_digit()) || word.starts_with("sha256:");
+    let mut findings = Vec::new();
+    // kubeadm is the cluster's own program.
+    for command in commands.iter().filter(|command| !command.starts_with("kubeadm ")) {
+        let missing = command.split(' ').find(|word| !is_value(word) && !played.contains(word));
+        findings.extend(missing.map(|word| format!("{command}: `{word}` is in no scenario")));
+    }
+    none("commands of the README are played", findings);
+}
+
 #[test]
 fn licences_are_those_of_deny_toml() {
     let deny = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");

@@ -156,6 +156,8 @@ impl Cluster {
                 format!("--cluster-signing-cert-file={}", path("ca.crt")),
                 format!("--cluster-signing-key-file={}", path("ca.key")),
                 "--controllers=*,bootstrapsigner,tokencleaner".to_owned(),
+                // Nodes that ask for certificates renew them within the scenario.
+                "--cluster-signing-duration=60s".to_owned(),
                 format!("--cluster-cidr={POD_IPS}"),
                 "--allocate-node-cidrs".to_owned(),
                 "--leader-elect=false".to_owned(),

@@ -65,7 +65,9 @@ impl Pin {
     /// What is expected instead.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not sha256:HEX with 64 digits");
-        let digits = text.strip_prefix("sha256:").filter(|digits| digits.len() == 64 && digits.is_ascii());
+        // Rust reads a sign as part of a number.
+        let plain = |digits: &&str| digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let digits = text.strip_prefix("sha256:").filter(plain);
         let digits = digits.ok_or_else(wrong)?;
         let mut bytes = [0; 32];
         for (place, byte) in bytes.iter_mut().enumerate() {
@@ -354,6 +356,7 @@ mod tests {
             "sha256:0a",
             &format!("sha1:{}", "0a".repeat(32)),
             &format!("sha256:{}", "zz".repeat(32)),
+            &format!("sha256:{}", "+a".repeat(32)),
             &format!("sha256:{}", "é".repeat(32)),
         ] {
             assert!(Pin::parse(text).is_err(), "{text}");
