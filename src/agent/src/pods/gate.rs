@@ -12,13 +12,14 @@ use longshore_core::pod::step::StepKind;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::limit::{Limit, Stalls};
+use super::limit::{Limit, Seen, Stalls};
 
 /// Between two looks at the node while steps wait and nothing is known of the runtime: long enough for what was
 /// begun last to show. A start is not at work all the time, and a millisecond's pause in it says nothing.
 const LOOK: Duration = Duration::from_millis(5);
-/// A node has room where things waited for a processor or a disk for less than this part of the time.
-const CALM: f64 = 0.1;
+/// So many looks in a row that see a crowd are the last ones: a runtime that fills the node pauses now and then,
+/// and must not be given more at each pause.
+const CROWDED: u32 = 2;
 
 /// Lower goes first: what brings a pod that was begun closer to its goal, then older pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +61,14 @@ struct State {
     waiting: BinaryHeap<Waiter>,
     /// Somebody looks at the node for those who wait.
     looking: bool,
+    /// Looks in a row that saw a crowd; counted anew once nothing runs or waits.
+    crowded: u32,
+}
+
+impl State {
+    fn may_look(&self) -> bool {
+        self.limit.is_unknown() && self.crowded < CROWDED
+    }
 }
 
 /// Shared by all step executors. Cheap to clone.
@@ -84,7 +93,8 @@ impl Gate {
     /// `ceiling`.
     pub fn new(floor: usize, initial: usize, ceiling: usize, stalls: Arc<dyn Stalls>) -> Self {
         let limit = Limit::new(floor.max(1), initial, ceiling);
-        let state = State { limit, running: 0, tickets: 0, waiting: BinaryHeap::new(), looking: false };
+        let state =
+            State { limit, running: 0, tickets: 0, waiting: BinaryHeap::new(), looking: false, crowded: 0 };
         Self { state: Arc::new(Mutex::new(state)), stalls }
     }
 
@@ -102,7 +112,7 @@ impl Gate {
                 state.tickets += 1;
                 let turn = Turn { stage: Reverse(stage), pod, ticket: state.tickets };
                 state.waiting.push(Waiter { turn, go });
-                if state.limit.is_unknown() && !std::mem::replace(&mut state.looking, true) {
+                if state.may_look() && !std::mem::replace(&mut state.looking, true) {
                     tokio::spawn(self.clone().look());
                 }
                 wait
@@ -123,27 +133,31 @@ impl Gate {
     /// While steps wait and nothing of the runtime is known: a node that has room although all that may run
     /// do so takes more. Without this the first answer of the runtime would have to be waited for.
     async fn look(self) {
-        let mut before = self.stalls.total();
+        let mut before = self.stalls.now();
         loop {
             let since = Instant::now();
             tokio::time::sleep(LOOK).await;
-            let now = self.stalls.total();
-            let stalled = before.zip(now).map(|(before, now)| now.saturating_sub(before));
-            before = now;
-            if !self.saw(stalled.map(|stalled| stalled < since.elapsed().mul_f64(CALM))) {
+            let now = self.stalls.now();
+            if !self.saw(Seen::between(before, now, since.elapsed())) {
                 return;
             }
+            before = now;
         }
     }
 
     /// `None` where nothing can be seen. Answers whether to look again.
-    fn saw(&self, room: Option<bool>) -> bool {
+    fn saw(&self, seen: Option<Seen>) -> bool {
         let mut state = self.lock();
-        if room == Some(true) {
-            state.limit.had_room();
-            self.admit(&mut state);
+        match seen {
+            Some(Seen::Room) => {
+                state.crowded = 0;
+                state.limit.had_room();
+                self.admit(&mut state);
+            }
+            Some(Seen::Crowd) => state.crowded += 1,
+            Some(Seen::Unclear) | None => {}
         }
-        state.looking = room.is_some() && !state.waiting.is_empty() && state.limit.is_unknown();
+        state.looking = seen.is_some() && !state.waiting.is_empty() && state.may_look();
         state.looking
     }
 
@@ -159,6 +173,9 @@ impl Gate {
         let mut state = self.lock();
         state.running -= 1;
         self.admit(&mut state);
+        if state.running == 0 {
+            state.crowded = 0;
+        }
     }
 
     fn admit(&self, state: &mut State) {
@@ -208,6 +225,7 @@ fn stage(kind: StepKind) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limit::Load;
     use super::*;
 
     /// A kernel that tells nothing, or that things wait all the time, or never.
@@ -221,8 +239,9 @@ mod tests {
     }
 
     impl Stalls for Told {
-        fn total(&self) -> Option<Duration> {
-            self.0.map(|part| self.1.elapsed().mul_f64(part))
+        fn now(&self) -> Option<Load> {
+            let stalled = self.0.map(|part| self.1.elapsed().mul_f64(part))?;
+            Some(Load { stalled, own: Duration::ZERO })
         }
     }
 
@@ -298,6 +317,42 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
             let now = gate.limit();
             assert!((at_least..=at_most).contains(&now), "{now} at once where {part_of_time:?} is waited");
+        }
+    }
+
+    /// What the kernel tells at one look after the other, as parts of the time between them.
+    #[derive(Debug)]
+    struct Looks(Mutex<(Load, std::vec::IntoIter<(f64, f64)>)>);
+
+    impl Stalls for Looks {
+        fn now(&self) -> Option<Load> {
+            let (load, parts) = &mut *self.0.lock().unwrap();
+            let (stalled, own) = parts.next()?;
+            load.stalled += LOOK.mul_f64(stalled);
+            load.own += LOOK.mul_f64(own);
+            Some(*load)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_a_runtime_that_fills_the_node_is_no_room() {
+        let (crowd, own_work, room) = ((0.8, 0.1), (0.9, 1.5), (0.0, 0.0));
+        for (looks, wanted) in [
+            (vec![room, crowd, crowd, room, room], 2),
+            (vec![room, crowd, room, crowd, crowd, room], 4),
+            (vec![room, own_work, own_work, own_work, room, room], 8),
+        ] {
+            let gate = Gate::new(2, 2, 64, Arc::new(Looks(Mutex::new((Load::default(), looks.into_iter())))));
+            let mut slots = tokio::task::JoinSet::new();
+            for pod in 0..100 {
+                let gate = gate.clone();
+                slots.spawn(async move {
+                    let _slot = gate.enter(StepKind::CreateSandbox, pod).await;
+                    std::future::pending::<()>().await;
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(gate.limit(), wanted);
         }
     }
 

@@ -4,11 +4,22 @@
 use std::time::Duration;
 
 use longshore_kernel::proc::{PressureOf, Proc};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 
-/// For how long, in all, something on the node waited for a processor or a disk.
+/// What can be seen of the node's load at one instant, all counted up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// For how long something waited for a processor or a disk.
+    pub stalled: Duration,
+    /// Processor time of this process.
+    pub own: Duration,
+}
+
+/// Tells of the node's load.
 pub trait Stalls: Send + Sync + std::fmt::Debug {
-    /// Counted up since boot; `None` where the kernel does not tell.
-    fn total(&self) -> Option<Duration>;
+    /// `None` where the kernel does not tell.
+    fn now(&self) -> Option<Load>;
 }
 
 /// The kernel's pressure stall information (Documentation/accounting/psi.rst). The totals are exact to the
@@ -17,15 +28,49 @@ pub trait Stalls: Send + Sync + std::fmt::Debug {
 pub struct KernelStalls(Proc);
 
 impl Stalls for KernelStalls {
-    fn total(&self) -> Option<Duration> {
+    fn now(&self) -> Option<Load> {
         let of = |what| self.0.pressure(what).map(|pressure| pressure.some.total);
-        Some(Duration::from_micros(of(PressureOf::Cpu)?.saturating_add(of(PressureOf::Io)?)))
+        let stalled = Duration::from_micros(of(PressureOf::Cpu)?.saturating_add(of(PressureOf::Io)?));
+        let own = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+        Some(Load { stalled, own: duration(own.user_time()) + duration(own.system_time()) })
+    }
+}
+
+fn duration(time: TimeVal) -> Duration {
+    Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or_default())
+}
+
+/// What the time between two looks says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Hardly anything waited.
+    Room,
+    /// Things waited, and it was not this daemon that was at work.
+    Crowd,
+    /// Things waited while this daemon worked: they may have waited for it.
+    Unclear,
+}
+
+/// Of the time: a node has room where things waited for less, and the daemon is at work where it used more.
+const CALM: f64 = 0.1;
+const AT_WORK: f64 = 0.25;
+
+impl Seen {
+    /// `None` where the kernel does not tell.
+    pub fn between(before: Option<Load>, now: Option<Load>, elapsed: Duration) -> Option<Self> {
+        let (before, now) = before.zip(now)?;
+        let part = |from: Duration, to: Duration| to.saturating_sub(from).div_duration_f64(elapsed);
+        Some(match () {
+            () if part(before.stalled, now.stalled) < CALM => Self::Room,
+            () if part(before.own, now.own) > AT_WORK => Self::Unclear,
+            () => Self::Crowd,
+        })
     }
 }
 
 /// The number of steps at once, learned from how much longer they take than the fastest lately (the gradient of
 /// latency, as TCP Vegas does it). Until they are slower for the first time it is doubled: per round of steps, and
-/// at once where the node was seen to have room while all of them were under way. Then it goes up by one per round
+/// without one where the node was seen to have room while all of them were under way. Then it goes up by one per round
 /// while they are hardly slower, and down by a tenth when they are much slower.
 #[derive(Debug)]
 pub(super) struct Limit {
