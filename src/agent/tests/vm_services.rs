@@ -1,6 +1,5 @@
 //! Services by IPVS with real packets, in the kernel guest: the table of cases, and how connections end.
-//! The guest's processor is mostly an emulated one, so that as many cases are run as fit the time, in an
-//! order that spreads over the table.
+//! The guest's processor is mostly an emulated one, where all cases take a minute or two.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,16 +25,6 @@ use longshore_kernel::netns;
 use serde_json::{Value, json};
 use wire::{Way, World};
 
-/// What the cases may take, and how many that must do for.
-const TIME: Duration = Duration::from_secs(150);
-const AT_LEAST: usize = 100;
-
-/// Every number below `count` once, neighbours far apart.
-fn spread(count: usize) -> impl Iterator<Item = usize> {
-    // A prime larger than any table meets every number.
-    (0..count).map(move |step| step * 7919 % count)
-}
-
 #[test]
 fn packets_go_where_the_cases_say_in_ipvs_mode() {
     if !in_guest() {
@@ -53,19 +42,10 @@ fn packets_go_where_the_cases_say_in_ipvs_mode() {
             told("cases read");
             let world = World::new(&cases);
             told("world built");
-            let order: Vec<&Case> = spread(cases.len()).map(|number| &cases[number]).collect();
             let way = Way { mode: Mode::Ipvs, iptables: None, reads_back: false };
-            let first = Instant::now();
-            let enough = || first.elapsed() > TIME;
-            let (wrong, ran) = wire::run_in_turn(&world, &order, &way, &enough).await;
+            let wrong = wire::run_in_turn(&world, &cases, &way).await;
             wrong.iter().for_each(|text| told(text));
-            let (all, seconds) = (cases.len(), began.elapsed().as_secs());
-            let _ = writeln!(
-                std::io::stderr(),
-                "{ran} of {all} cases in {seconds} s, mode ipvs, SCTP {}",
-                world.has_sctp()
-            );
-            assert!(ran >= AT_LEAST, "only {ran} cases in {seconds} s");
+            told(&format!("{} cases done, SCTP {}", cases.len(), world.has_sctp()));
             assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
         });
     });
