@@ -150,7 +150,7 @@ pub fn summary(readings: &Readings, only_cpu_and_memory: bool) -> serde_json::Va
         start_time: node.booted_at,
         cpu: Some(CpuStats::from(&node.usage)),
         memory: Some(MemoryStats { available_bytes: available, ..MemoryStats::from(&node.usage) }),
-        swap: full.then(|| SwapStats {
+        swap: full.then_some(SwapStats {
             time: node.usage.at,
             swap_available_bytes: node.swap_available,
             swap_usage_bytes: node.usage.swap,
