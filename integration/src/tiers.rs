@@ -2,7 +2,6 @@
 //! A test binary belongs to a tier by its file name: `tests/netns_*.rs`, `tests/node_*.rs`,
 //! `tests/vm_*.rs`; the rest is tier unit.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
