@@ -30,7 +30,7 @@ config_fields! {
         "hostnameOverride" hostname_override: String = String::new(), keep, Now, "the node's name, where neither flag nor kubelet file gives one";
         "bindAddress" bind_address: String = text("0.0.0.0"), fill, Now, "the node's own address, where it is not the detected one";
         "healthzBindAddress" healthz_bind_address: Option<String> = Some(text("0.0.0.0:10256")), keep, Now, "address of /healthz and /livez; empty is off";
-        "metricsBindAddress" metrics_bind_address: Option<String> = None, keep, Now, "address of /metrics, /proxyMode and /configz; 127.0.0.1:10249, or [::1]:10249 where bindAddress is IPv6; empty is off";
+        "metricsBindAddress" metrics_bind_address: Option<String> = None, keep, Now, "address of /metrics, /proxyMode and /configz; 127.0.0.1:10249, or [::1]:10249 where bindAddress is IPv6; empty is off. kube-proxy's names, without its two nfacct counters (`kubeproxy_iptables_ct_state_invalid_dropped_packets_total`, `kubeproxy_iptables_localhost_nodeports_accepted_packets_total`)";
         "bindAddressHardFail" bind_address_hard_fail: bool = false, keep, Now, "end the daemon where one of the two cannot listen; else it is tried again";
         "enableProfiling" enable_profiling: bool = false, keep, Never, "profiler of the Go runtime";
         "showHiddenMetricsForVersion" show_hidden_metrics_for_version: String = String::new(), keep, Never, "no metric is hidden";
