@@ -124,6 +124,10 @@ impl World {
         // Refusals by ICMP are rationed, and there will be many.
         set("ipv4/icmp_ratelimit", "0");
         set("ipv6/icmp/ratelimit", "0");
+        // What an earlier packet opened must not carry a later one that happens to come from the same port.
+        for state in ["syn_sent", "fin_wait", "close_wait", "last_ack", "time_wait", "close"] {
+            set(&format!("netfilter/nf_conntrack_tcp_timeout_{state}"), "1");
+        }
         ip("link set lo up");
         ip(&format!("link add {} type bridge", case::POD_INTERFACE));
         ip(&format!("link set {} up", case::POD_INTERFACE));
