@@ -194,6 +194,8 @@ async fn check() {
         engine.take(Change::ServiceGone(ObjectKey::new("ns", name)));
     }
     engine.sync(Timestamp::UNIX_EPOCH).await;
+    // Chains that spread go with an audit.
+    assert_eq!(engine.audit(Timestamp::UNIX_EPOCH).await, 0);
     let view = engine.view();
     assert_eq!((view.objects, view.failures.len()), (0, 0), "{view:?}");
 }

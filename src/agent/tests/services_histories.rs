@@ -194,6 +194,9 @@ async fn check(mode: Mode, history: &[Event]) -> Result<(), TestCaseError> {
     prop_assert_eq!(&view.error, &None);
     prop_assert_eq!(faults(&view), [] as [&str; 0], "{}", mode);
     prop_assert_eq!(engine.view().failures.len(), 0);
+    // Chains that nobody uses any more go with an audit, and nothing else does.
+    prop_assert_eq!(engine.audit(tick()).await, 0);
+    prop_assert_eq!(faults(&engine.diff().await), [] as [&str; 0], "{}", mode);
     let before = node.writes();
     let again = node.start(&told, tick()).await;
     prop_assert_eq!(node.writes(), before, "a start on an unchanged kernel writes nothing: {}", mode);

@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use longshore_core::ruleset::compare::{self, Difference};
 use longshore_core::ruleset::diff::Applied;
+use longshore_core::ruleset::object::Objects;
 use longshore_core::service::view::{self, DiffView, FrontendView};
 
 use super::super::kernel::{KernelError, in_full};
@@ -42,7 +43,12 @@ impl Engine {
 
     async fn differences(&self, served: &Served) -> Result<Vec<Difference>, KernelError> {
         let dump = self.read(served).await?;
-        let mut found = compare::differences(&self.desired, &Applied::adopt(dump.objects));
+        let mut seen = Applied::adopt(dump.objects);
+        // What stays until the next audit on purpose is no difference.
+        for claim in self.dirty.iter().filter(|claim| self.is_idle(claim)) {
+            seen.replace(*claim, Objects::new());
+        }
+        let mut found = compare::differences(&self.desired, &seen);
         let families = [false, true].into_iter().filter(|ipv6| self.ipv6 || !ipv6);
         for ipv6 in families.filter(|_| served.iptables.is_none()) {
             let index = usize::from(ipv6);
