@@ -265,9 +265,10 @@ fn commands<'a>(text: &'a str, section: &str) -> Vec<&'a str> {
 #[test]
 fn joining_is_played_as_the_readme_says() {
     let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
-    let played =
-        ["60-join", "62-package"].map(|name| read(&format!("integration/scenarios/{name}.yaml"))).concat()
-            + &read("integration/src/cluster/mod.rs");
+    let played = ["60-join", "61-bootstrap-by-hand", "62-package"]
+        .map(|name| read(&format!("integration/scenarios/{name}.yaml")))
+        .concat()
+        + &read("integration/src/cluster/mod.rs");
     let readme = read("README.md");
     let commands = commands(&readme, "\n## Join a cluster\n");
     assert!(commands.len() >= 5, "{commands:?}");
