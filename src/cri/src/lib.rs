@@ -18,6 +18,7 @@ pub mod observe;
 pub mod pull_failure;
 pub mod runtime_info;
 pub mod sandboxes;
+pub mod streaming_url;
 pub mod streams;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use observe::{NodeObservation, Observer, PodDigest};
 pub use pull_failure::PullFailure;
 pub use runtime_info::{CgroupDriver, RuntimeInfo, RuntimeStatus, RuntimeVersion};
 pub use sandboxes::{SandboxFilter, Sandboxes};
+pub use streaming_url::{StreamingUrl, StreamingUrlError};
 pub use streams::{ExecOutput, StreamIo, Streams};
 
 /// A runtime by subject. Hand each task the few handles it needs.

@@ -16,7 +16,7 @@ use longshore_core::kubelet_api::query::{Query, StreamOptions, ports};
 use longshore_core::kubelet_api::route::{ContainerTarget, PodTarget};
 use longshore_core::pod::observed::SandboxState;
 use longshore_core::wire::PodView;
-use longshore_cri::{CriError, StreamIo, Streams};
+use longshore_cri::{CriError, StreamIo, StreamingUrl, StreamingUrlError, Streams};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -70,6 +70,18 @@ impl From<CriError> for Refused {
     }
 }
 
+impl From<StreamingUrlError> for Refused {
+    fn from(error: StreamingUrlError) -> Self {
+        let message = match error {
+            StreamingUrlError::NoSense => error.to_string(),
+            StreamingUrlError::WantsTls => format!(
+                "{error}; turn that off, it listens on this node only (containerd: enable_tls_streaming = false)"
+            ),
+        };
+        refused(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+}
+
 impl StreamRoutes {
     pub(super) async fn exec(
         &self,
@@ -79,8 +91,7 @@ impl StreamRoutes {
     ) -> Answer {
         let query = query_of(&request);
         let url = async {
-            let options =
-                StreamOptions::parse(&Query::parse(&query).map_err(bad_request)?).map_err(bad_request)?;
+            let options = options(&query)?;
             if options.command.is_empty() {
                 return Err(refused(StatusCode::BAD_REQUEST, "you must specify at least 1 word of command"));
             }
@@ -98,8 +109,7 @@ impl StreamRoutes {
     ) -> Answer {
         let query = query_of(&request);
         let url = async {
-            let options =
-                StreamOptions::parse(&Query::parse(&query).map_err(bad_request)?).map_err(bad_request)?;
+            let options = options(&query)?;
             let id = self.running(target)?;
             Ok(self.streams.attach_url(&id, stream_io(&options)).await?)
         };
@@ -203,6 +213,10 @@ fn bad_request(why: String) -> Refused {
     refused(StatusCode::BAD_REQUEST, why)
 }
 
+fn options(query: &str) -> Result<StreamOptions, Refused> {
+    StreamOptions::parse(&Query::parse(query).map_err(bad_request)?).map_err(bad_request)
+}
+
 fn stream_io(options: &StreamOptions) -> StreamIo {
     StreamIo { tty: options.tty, stdin: options.stdin, stdout: options.stdout, stderr: options.stderr }
 }
@@ -243,8 +257,9 @@ async fn switch(
     let runtime = |error: hyper::Error| {
         refused(StatusCode::BAD_GATEWAY, format!("the runtime's streaming server: {error}"))
     };
-    let (address, target) = address(url)?;
-    let stream = TcpStream::connect(&address).await.map_err(|error| {
+    let StreamingUrl { server, target } = StreamingUrl::parse(url)?;
+    let target: Uri = target.parse().map_err(|_| StreamingUrlError::NoSense)?;
+    let stream = TcpStream::connect(&server).await.map_err(|error| {
         refused(StatusCode::BAD_GATEWAY, format!("cannot reach the runtime's streaming server: {error}"))
     })?;
     // Key strokes are small and must not wait for each other.
@@ -258,7 +273,7 @@ async fn switch(
     let mut onward = Request::new(Empty::<Bytes>::new());
     *onward.method_mut() = request.method().clone();
     *onward.uri_mut() = target;
-    *onward.headers_mut() = upgrade_headers(request.headers(), &address);
+    *onward.headers_mut() = upgrade_headers(request.headers(), &server);
     let mut response = sender.send_request(onward).await.map_err(runtime)?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return refusal(response).await;
@@ -330,28 +345,6 @@ async fn join(ours: OnUpgrade, theirs: OnUpgrade, held: (OwnedSemaphorePermit, A
     drop(held);
 }
 
-/// Where to connect and what to ask for there.
-fn address(url: &str) -> Result<(String, Uri), Refused> {
-    let bad = || {
-        let message = "the runtime gave a streaming URL that makes no sense".to_owned();
-        refused(StatusCode::INTERNAL_SERVER_ERROR, message)
-    };
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    if uri.scheme_str() == Some("https") {
-        let message = "the runtime's streaming server wants TLS; turn that off, it listens on this node only \
-                       (containerd: enable_tls_streaming = false)";
-        return Err(refused(StatusCode::INTERNAL_SERVER_ERROR, message));
-    }
-    let host = match uri.host().ok_or_else(bad)? {
-        // A server that listens everywhere says so instead of an address.
-        "0.0.0.0" | "" => "127.0.0.1",
-        "[::]" => "[::1]",
-        host => host,
-    };
-    let target = uri.path_and_query().map_or("/", |target| target.as_str()).parse().map_err(|_| bad())?;
-    Ok((format!("{host}:{}", uri.port_u16().unwrap_or(80)), target))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,26 +382,5 @@ mod tests {
             "x-stream-protocol-version: v4.channel.k8s.io",
         ];
         assert_eq!(seen, expected);
-    }
-
-    #[test]
-    fn addresses_come_from_the_url() {
-        let cases = [
-            ("http://127.0.0.1:4567/exec/Ab-_", Ok(("127.0.0.1:4567", "/exec/Ab-_"))),
-            ("http://0.0.0.0:4567/exec/x?y=1", Ok(("127.0.0.1:4567", "/exec/x?y=1"))),
-            ("http://[::]:4567/exec/x", Ok(("[::1]:4567", "/exec/x"))),
-            ("https://127.0.0.1:4567/exec/x", Err("wants TLS")),
-            ("/exec/x", Err("makes no sense")),
-            ("", Err("makes no sense")),
-        ];
-        for (url, expected) in cases {
-            match (address(url), expected) {
-                (Ok((host, target)), Ok(expected)) => {
-                    assert_eq!((host.as_str(), target.to_string().as_str()), expected, "{url}");
-                }
-                (Err(Refused(_, message)), Err(part)) => assert!(message.contains(part), "{url}: {message}"),
-                (got, _) => panic!("{url}: {:?}", got.map_err(|refused| refused.1)),
-            }
-        }
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, Uri, header};
+use http::{StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use longshore_cri::{StreamingUrl, StreamingUrlError};
 use tokio::net::TcpStream;
 
 use crate::error::{CliError, chain};
@@ -31,9 +32,9 @@ pub async fn open(url: &str, protocol: &str) -> Result<TokioIo<Upgraded>, CliErr
 }
 
 async fn switch(url: &str, wanted: &str) -> Result<TokioIo<Upgraded>, CliError> {
-    let (address, target) = address(url)?;
-    let stream = TcpStream::connect(&address).await.map_err(|error| {
-        CliError::new(format!("cannot reach the runtime's streaming server on {address}: {error}"))
+    let StreamingUrl { server, target } = parsed(url)?;
+    let stream = TcpStream::connect(&server).await.map_err(|error| {
+        CliError::new(format!("cannot reach the runtime's streaming server on {server}: {error}"))
             .hint("run the command on the node, in the network namespace of the runtime")
     })?;
     // Key strokes are small and must not wait for each other.
@@ -43,7 +44,7 @@ async fn switch(url: &str, wanted: &str) -> Result<TokioIo<Upgraded>, CliError> 
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(connection.with_upgrades());
     let request = http::Request::post(target)
-        .header(header::HOST, &address)
+        .header(header::HOST, &server)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "SPDY/3.1")
         .header("X-Stream-Protocol-Version", wanted)
@@ -70,24 +71,12 @@ async fn switch(url: &str, wanted: &str) -> Result<TokioIo<Upgraded>, CliError> 
     Ok(TokioIo::new(upgraded))
 }
 
-/// Where to connect and what to ask for there.
-fn address(url: &str) -> Result<(String, String), CliError> {
-    let bad = || CliError::new(format!("the runtime gave a streaming URL that makes no sense: {url}"));
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    if uri.scheme_str() == Some("https") {
-        return Err(CliError::new(
-            "the runtime's streaming server wants TLS, which this command does not speak",
-        )
-        .hint("turn it off for the local server (containerd: enable_tls_streaming = false)"));
-    }
-    let host = match uri.host().ok_or_else(bad)? {
-        // A server that listens everywhere says so instead of an address.
-        "0.0.0.0" | "" => "127.0.0.1",
-        "[::]" => "[::1]",
-        host => host,
-    };
-    let target = uri.path_and_query().map_or("/", |target| target.as_str()).to_string();
-    Ok((format!("{host}:{}", uri.port_u16().unwrap_or(80)), target))
+fn parsed(url: &str) -> Result<StreamingUrl, CliError> {
+    StreamingUrl::parse(url).map_err(|error| match error {
+        StreamingUrlError::NoSense => CliError::new(format!("{error}: {url}")),
+        StreamingUrlError::WantsTls => CliError::new(format!("{error}, which this command does not speak"))
+            .hint("turn it off for the local server (containerd: enable_tls_streaming = false)"),
+    })
 }
 
 #[cfg(test)]
@@ -95,25 +84,6 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-
-    #[test]
-    fn addresses_come_from_the_url() {
-        let cases = [
-            ("http://127.0.0.1:4567/exec/Ab-_", Ok(("127.0.0.1:4567", "/exec/Ab-_"))),
-            ("http://0.0.0.0:4567/exec/x?y=1", Ok(("127.0.0.1:4567", "/exec/x?y=1"))),
-            ("http://[::]:4567/exec/x", Ok(("[::1]:4567", "/exec/x"))),
-            ("https://127.0.0.1:4567/exec/x", Err("wants TLS")),
-            ("/exec/x", Err("makes no sense")),
-            ("", Err("makes no sense")),
-        ];
-        for (url, expected) in cases {
-            match (address(url), expected) {
-                (Ok(got), Ok((host, target))) => assert_eq!((got.0.as_str(), got.1.as_str()), (host, target)),
-                (Err(error), Err(part)) => assert!(error.message.contains(part), "{url}: {error}"),
-                (got, _) => panic!("{url}: {got:?}"),
-            }
-        }
-    }
 
     async fn answering(answer: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
