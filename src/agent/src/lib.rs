@@ -5,6 +5,7 @@ pub mod admin;
 pub mod certificates;
 pub mod cgroups;
 pub mod config;
+mod connections;
 pub mod dataplane;
 pub mod document;
 pub mod empty_dirs;

@@ -18,10 +18,10 @@ use longshore_core::ids::{ObjectKey, PodKey};
 use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
 use longshore_core::wire::{ImagesView, NodeView, ObjectKind, PodView, TimelineEntry, WhyView};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::connections;
 pub use socket::{AdminError, AdminSocket, PeerPolicy};
 
 /// Where the socket is unless the configuration says otherwise.
@@ -100,33 +100,25 @@ impl std::fmt::Debug for AdminReads {
 /// The socket's file is removed when this returns.
 pub async fn serve(socket: AdminSocket, reads: AdminReads, stop: CancellationToken) {
     let router = routes::router(reads);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tasks = TaskTracker::new();
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { break };
-        let stream = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = socket.accept() => accepted,
-        };
-        let stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: keep the daemon alive and do not spin.
-                tracing::warn!(%error, "admin socket: accept failed");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let router = match socket.refusal(&stream) {
-            None => router.clone(),
-            Some(refusal) => routes::refusing(refusal),
-        };
-        let stop = stop.clone();
-        tasks.spawn(async move {
-            serve_connection(stream, router, stop).await;
-            drop(slot);
-        });
-    }
+    connections::take(
+        "admin socket",
+        MAX_CONNECTIONS,
+        &stop,
+        || socket.accept(),
+        |stream, place| {
+            let router = match socket.refusal(&stream) {
+                None => router.clone(),
+                Some(refusal) => routes::refusing(refusal),
+            };
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                serve_connection(stream, router, stop).await;
+                drop(place);
+            });
+        },
+    )
+    .await;
     tasks.close();
     tasks.wait().await;
 }

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,8 +13,9 @@ use axum::response::{IntoResponse, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use crate::connections;
 
 /// Connections of one server at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -39,31 +39,21 @@ pub async fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until `stop` is cancelled; connections under way are cut then.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
     let router = router.layer(middleware::from_fn(read_only));
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: keep the daemon alive and do not spin.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let (router, stop) = (router.clone(), stop.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = serve_connection(stream, router) => {}
-            }
-            drop(slot);
-        });
-    }
+    let what = listener.local_addr().map_or_else(|_| "a server".to_owned(), |at| format!("server on {at}"));
+    connections::take(
+        &what,
+        MAX_CONNECTIONS,
+        &stop,
+        async || listener.accept().await.map(|(stream, _)| stream),
+        |stream, place| {
+            let (router, stop) = (router.clone(), stop.clone());
+            tokio::spawn(async move {
+                stop.run_until_cancelled(serve_connection(stream, router)).await;
+                drop(place);
+            });
+        },
+    )
+    .await;
 }
 
 async fn serve_connection(stream: TcpStream, router: Router) {

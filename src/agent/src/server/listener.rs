@@ -15,12 +15,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::body::Answer;
+use crate::connections;
 
 /// Connections at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -62,33 +63,22 @@ pub(super) async fn serve<S: Service>(
     service: Arc<S>,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: keep the daemon alive and do not spin.
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let (tls, service, stop) = (tls.clone(), service.clone(), stop.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                result = serve_connection(stream, tls, service, slot) => if let Err(error) = result {
+    connections::take(
+        "kubelet API",
+        MAX_CONNECTIONS,
+        &stop,
+        async || listener.accept().await.map(|(stream, _)| stream),
+        |stream, slot| {
+            let (tls, service, stop) = (tls.clone(), service.clone(), stop.clone());
+            tokio::spawn(async move {
+                let served = stop.run_until_cancelled(serve_connection(stream, tls, service, slot)).await;
+                if let Some(Err(error)) = served {
                     tracing::debug!(%error, "a connection ended early");
                 }
-            }
-        });
-    }
+            });
+        },
+    )
+    .await;
 }
 
 async fn serve_connection<S: Service>(
