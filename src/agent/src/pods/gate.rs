@@ -200,7 +200,8 @@ impl Slot {
         state.limit.measured(self.stage, took, saturated);
     }
 
-    /// The step hangs: it goes on, and holds nobody back from now on.
+    /// The step hangs: it goes on without its slot, and the gate opens by one more, since what hangs comes in
+    /// numbers (a mount that is gone, a plug-in that waits) and each would cost the others as long again.
     pub fn hangs(self) {
         self.gate.lock().limit.one_hangs();
     }

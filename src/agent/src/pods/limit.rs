@@ -120,7 +120,7 @@ impl Limit {
         }
     }
 
-    /// One that is under way hangs: it uses nothing of the node, and another may take its place.
+    /// One that was under way hangs: it uses nothing of the node, so that more can be tried at once.
     pub fn one_hangs(&mut self) {
         self.now = (self.now + 1.0).min(self.ceiling);
     }

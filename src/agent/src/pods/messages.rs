@@ -80,16 +80,20 @@ impl ExitMessages {
             let mark = container_folder(&self.root, uid, container)
                 .join(format!("{:08x}.{OOM_KILLED}", container.attempt));
             let found = by_kernel.contains(&container.id);
-            if found && let Err(error) = File::create(&mark) {
-                tracing::warn!(%error, mark = %mark.display(), "the next start will not know of this kill");
-            }
-            if (found || mark.exists())
-                && let ContainerState::Exited { reason, .. } = &mut container.state
-            {
+            let marked = tokio::task::spawn_blocking(move || remembered(&mark, found)).await;
+            if let (Ok(true), ContainerState::Exited { reason, .. }) = (marked, &mut container.state) {
                 OOM_KILLED.clone_into(reason);
             }
         }
     }
+}
+
+/// Whether the kernel ended it, as was found now or by an earlier look.
+fn remembered(mark: &Path, found: bool) -> bool {
+    if found && let Err(error) = File::create(mark) {
+        tracing::warn!(%error, mark = %mark.display(), "the next start of the daemon will not know that the kernel killed this container for memory");
+    }
+    found || mark.exists()
 }
 
 /// Ended by SIGKILL, and the runtime does not say why.
