@@ -602,6 +602,26 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
 }
 
 #[tokio::test]
+async fn an_idle_chain_that_cannot_go_is_tried_again_later_and_not_at_once() {
+    let node = Node::new();
+    let mut engine = settled(node.engine_without_ipvs(), population()).await;
+    take(&mut engine, endpoints("web", &["10.244.1.1"]));
+    engine.sync(at(1)).await;
+    assert_eq!((engine.next_retry(), engine.pending()), (None, Vec::new()), "nothing is due");
+    node.nft.faults.script("chain n2: delete", Errno::EBUSY, 10_000);
+    engine.audit(at(2)).await;
+    for _ in 0..2 {
+        let due = engine.next_retry().expect("the kernel refused it");
+        engine.sync(due).await;
+        assert!(engine.next_retry().is_some_and(|next| next > due), "the task would spin");
+    }
+    node.nft.faults.clear();
+    engine.sync(engine.next_retry().unwrap()).await;
+    assert_eq!(engine.next_retry(), None);
+    assert!(!node.nft.table(&table_key(false)).unwrap().chains.contains_key("n2"));
+}
+
+#[tokio::test]
 async fn nftables_mode_survives_a_tenth_of_its_batches_failing() {
     let node = Node::new();
     let mut engine = settled(node.engine_without_ipvs(), population()).await;

@@ -45,7 +45,7 @@ impl Engine {
         let dump = self.read(served).await?;
         let mut seen = Applied::adopt(dump.objects);
         // What stays until the next audit on purpose is no difference.
-        for claim in self.dirty.iter().filter(|claim| self.is_idle(claim)) {
+        for claim in &self.idle {
             seen.replace(*claim, Objects::new());
         }
         let mut found = compare::differences(&self.desired, &seen);

@@ -102,6 +102,8 @@ pub struct Engine {
     /// The kernel has nf_tables for IPv6.
     ipv6: bool,
     dirty: BTreeSet<Claim>,
+    /// In the kernel and wanted by nobody; they go with the next audit.
+    idle: BTreeSet<Claim>,
     failures: BTreeMap<Claim, Failure>,
     /// UDP frontends that changed since flows were last compared.
     udp: UdpFrontends,
@@ -114,8 +116,6 @@ pub struct Engine {
     /// The last round could write nothing of what it had to.
     stuck: bool,
     flows_compared: Option<(u64, Duration)>,
-    /// An audit is under way: idle chains go too.
-    is_tidying: bool,
     /// What the programs of iptables mode were given since the last round began.
     iptables_round: IptablesRound,
     checks: CheckedServices,
@@ -139,6 +139,7 @@ impl Engine {
             chains,
             ipv6: true,
             dirty: BTreeSet::new(),
+            idle: BTreeSet::new(),
             failures: BTreeMap::new(),
             udp: UdpFrontends::default(),
             suspect: false,
@@ -146,7 +147,6 @@ impl Engine {
             synced_at: None,
             everything: false,
             stuck: false,
-            is_tidying: false,
             flows_compared: None,
             iptables_round: IptablesRound::default(),
             checks: CheckedServices::default(),
@@ -164,8 +164,26 @@ impl Engine {
         for claim in claims.into_iter().filter(|claim| ipv6 || !claim.is_ipv6()) {
             // What was asked for anew is tried at once.
             self.failures.remove(&claim);
-            self.dirty.insert(claim);
+            let (now, other) = match self.may_idle(&claim) {
+                true => (&mut self.idle, &mut self.dirty),
+                false => (&mut self.dirty, &mut self.idle),
+            };
+            other.remove(&claim);
+            now.insert(claim);
         }
+    }
+
+    /// A chain that spreads over as many endpoints as no Service has now. It stays until the next audit: a
+    /// Service that is rolled out has one endpoint more and one less all the time, and for each chain that
+    /// comes the kernel looks at every element of the maps that it names (`nf_tables_bind_set`): 6 ms with
+    /// 10,000 Services.
+    fn may_idle(&self, claim: &Claim) -> bool {
+        matches!(claim, Claim::Spread(_)) && self.desired.objects(claim).is_empty()
+    }
+
+    /// What nobody uses any more goes with the next round.
+    fn soil_idle(&mut self) {
+        self.dirty.append(&mut self.idle);
     }
 
     /// Take a change into the wanted state, without effects. True where the host's addresses have to be
@@ -225,6 +243,7 @@ impl Engine {
         let all: Vec<Claim> = left.chain(self.desired.claims().copied()).collect();
         self.everything = true;
         self.soil(all);
+        self.soil_idle();
     }
 
     fn note_skipped(&mut self, slice: ApiKey, skipped: Vec<String>) {
@@ -278,9 +297,9 @@ impl Engine {
         let (began, refused) = (Instant::now(), self.counters.refusals);
         let mut round = None;
         if !self.due(now).is_empty() {
+            let full = std::mem::take(&mut self.everything);
             self.iptables_round = IptablesRound::default();
             self.round(&served, now, &|_, _| false).await;
-            let full = std::mem::take(&mut self.everything);
             let (took, refusals) = (began.elapsed(), self.counters.refusals - refused);
             self.counters.syncs += 1;
             self.counters.last_sync_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -292,6 +311,8 @@ impl Engine {
             self.compare(&served).await;
             if let Mode::Serving(served) = self.mode.clone() {
                 self.round(&served, now, &|_, _| false).await;
+                // The comparison may have asked for a look at every claim; this round was it.
+                self.everything = false;
             }
         }
         self.forget_flows(&served.kernel).await;
@@ -330,17 +351,7 @@ impl Engine {
 
     fn due(&self, now: Timestamp) -> Vec<Claim> {
         let due = |claim: &&Claim| self.failures.get(claim).is_none_or(|failure| failure.retry_at <= now);
-        let tidies = self.is_tidying || self.everything;
-        let stays = |claim: &&Claim| !tidies && self.is_idle(claim);
-        self.dirty.iter().filter(|claim| due(claim) && !stays(claim)).copied().collect()
-    }
-
-    /// A chain that spreads over as many endpoints as no Service has now. It stays until the next audit: a
-    /// Service that is rolled out has one endpoint more and one less all the time, and for each chain that
-    /// comes the kernel looks at every element of the maps that it names (`nf_tables_bind_set`): 6 ms with
-    /// 10,000 Services.
-    fn is_idle(&self, claim: &Claim) -> bool {
-        matches!(claim, Claim::Spread(_)) && self.desired.objects(claim).is_empty()
+        self.dirty.iter().filter(due).copied().collect()
     }
 
     async fn round(
@@ -432,9 +443,8 @@ impl Engine {
         self.make_settings(&served.kernel, served.back_end);
         self.host_addresses_changed().await;
         let found = self.compare(&served).await;
-        self.is_tidying = true;
+        self.soil_idle();
         self.sync(now).await;
-        self.is_tidying = false;
         found
     }
 
