@@ -99,7 +99,7 @@ async fn serve_connection<S: Service>(
     if is_http2 { http2(stream, peer, service).await } else { http1(stream, peer, service).await }
 }
 
-/// Requests of one connection that are being answered, their bodies not counted.
+/// Requests of one connection that are being answered, until their bodies were sent.
 #[derive(Clone, Debug, Default)]
 struct Busy(Arc<AtomicUsize>);
 
