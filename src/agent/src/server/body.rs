@@ -16,13 +16,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Answer = Response<Body>;
 
 /// A body whose pieces come by and by; its sender waits while nobody reads.
-struct Flow<G> {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    /// Held as long as the answer is under way.
-    _guard: G,
-}
+struct Flow(mpsc::Receiver<io::Result<Bytes>>);
 
-impl<G: Unpin> HttpBody for Flow<G> {
+impl HttpBody for Flow {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -30,12 +26,12 @@ impl<G: Unpin> HttpBody for Flow<G> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        self.pieces.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        self.0.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
-pub(super) fn flow<G: Unpin + Send + 'static>(pieces: mpsc::Receiver<io::Result<Bytes>>, guard: G) -> Body {
-    Flow { pieces, _guard: guard }.boxed_unsync()
+pub(super) fn flow(pieces: mpsc::Receiver<io::Result<Bytes>>) -> Body {
+    Flow(pieces).boxed_unsync()
 }
 
 /// A body that keeps something until it was sent.

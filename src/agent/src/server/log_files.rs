@@ -216,10 +216,11 @@ impl LogReader {
         };
         let ours = file.metadata()?;
         if std::mem::take(&mut self.moved) {
+            // Ours is complete now, and is left as one that was rotated before.
             let next = self.successor((ours.dev(), ours.ino()))?;
-            self.sources.clear();
+            self.moved = next.is_none();
             self.sources.extend(next.map(Source::Plain));
-            return Ok(!self.sources.is_empty());
+            return Ok(!self.moved);
         }
         if ours.len() < file.stream_position()? {
             // Cut in place instead of renamed: what is there now is new.
@@ -378,6 +379,11 @@ mod tests {
         rename("0.log.20260101-000003");
         append(&path, 11..12);
         assert_eq!(read(&mut log), [10, 11]);
+        // A last line without its end is no part of the next file's first.
+        std::fs::write(&path, format!("{}2026-01-01T00:01:00Z stdout F 1", line(11))).unwrap();
+        rename("0.log.20260101-000004");
+        append(&path, 12..13);
+        assert_eq!(read(&mut log), [1, 12]);
         std::fs::write(&path, "").unwrap();
         assert_eq!(read(&mut log), [] as [u32; 0], "cut in place");
         append(&path, 12..13);

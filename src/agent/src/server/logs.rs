@@ -94,8 +94,8 @@ impl Logs {
             }
             Ok(NodeLog::File(file, length)) => {
                 let (sender, pieces) = mpsc::channel(1);
-                tokio::spawn(send_file(file, length, sender));
-                body::answer(StatusCode::OK, "text/plain; charset=utf-8", body::flow(pieces, place))
+                tokio::spawn(send_file(file, length, sender, place));
+                body::answer(StatusCode::OK, "text/plain; charset=utf-8", body::flow(pieces))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 body::text(StatusCode::NOT_FOUND, "404 page not found\n")
@@ -132,12 +132,18 @@ impl End {
 
 fn stream(reader: LogReader, end: Option<End>, place: OwnedSemaphorePermit) -> Body {
     let (sender, pieces) = mpsc::channel(1);
-    tokio::spawn(send_log(reader, end, sender));
-    body::flow(pieces, place)
+    tokio::spawn(send_log(reader, end, sender, place));
+    body::flow(pieces)
 }
 
-/// Reads as fast as the pieces are taken; ends with the log or with its reader.
-async fn send_log(mut reader: LogReader, end: Option<End>, sender: mpsc::Sender<io::Result<Bytes>>) {
+/// Reads as fast as the pieces are taken; ends with the log or with its reader. The place is given back then, also
+/// where the connection never takes the end of the answer.
+async fn send_log(
+    mut reader: LogReader,
+    end: Option<End>,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    _place: OwnedSemaphorePermit,
+) {
     let mut pause = SOONEST;
     loop {
         let stepped = tokio::task::spawn_blocking(move || {
@@ -223,7 +229,12 @@ fn escape(name: &str) -> String {
         .replace('\'', "&#39;")
 }
 
-async fn send_file(file: std::fs::File, length: u64, sender: mpsc::Sender<io::Result<Bytes>>) {
+async fn send_file(
+    file: std::fs::File,
+    length: u64,
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    _place: OwnedSemaphorePermit,
+) {
     let mut at = 0;
     let file = Arc::new(file);
     while at < length {
