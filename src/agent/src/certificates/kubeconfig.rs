@@ -95,8 +95,14 @@ pub(super) fn ensure_kubeconfig(
         (Ok(config), _) if config.login == login => return Ok(()),
         // Who wrote a certificate into the file still finds it there; the link is what is used.
         (Ok(_), None) => return Ok(()),
-        (Err(error), None) => return Err(error.into()),
-        (_, Some(bootstrap)) => Kubeconfig::read(bootstrap)?,
+        // The server and its authority are what somebody put there, and what this daemon started with.
+        (Ok(config), Some(_)) => config,
+        (Err(KubeconfigError::Read { source, .. }), Some(bootstrap))
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Kubeconfig::read(bootstrap)?
+        }
+        (Err(error), _) => return Err(error.into()),
     };
     config.login = login;
     write_private(path, render(&config).as_bytes())?;

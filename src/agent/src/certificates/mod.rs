@@ -12,7 +12,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use longshore_cluster::{ApiClient, ApiError, KubeconfigError};
+use longshore_cluster::kubeconfig::Login;
+use longshore_cluster::{ApiClient, ApiError, Kubeconfig, KubeconfigError};
 use longshore_core::certificates::{CertificateFacts, Purpose, Standing, Wish, standing};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +123,10 @@ impl Certificates {
     ) -> Result<Self, CertificateError> {
         let settings = &join.certificates;
         if !settings.rotate && settings.bootstrap.is_none() {
+            return Ok(Self::default());
+        }
+        // A token is somebody else's to renew.
+        if matches!(Kubeconfig::read(&join.kubeconfig), Ok(Kubeconfig { login: Login::Token(_), .. })) {
             return Ok(Self::default());
         }
         let store = CertificateStore::new(&settings.folder, Purpose::Client);

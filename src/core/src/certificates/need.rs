@@ -46,7 +46,7 @@ pub fn need(current: Option<&CertificateFacts>, wish: &Wish, now: Timestamp) -> 
 }
 
 /// Why a certificate is not the one that is wished for; names it has beyond the wish do no harm.
-fn differs(current: &CertificateFacts, wish: &Wish) -> Option<String> {
+pub(super) fn differs(current: &CertificateFacts, wish: &Wish) -> Option<String> {
     let name = wish.common_name();
     if current.common_name != name {
         return Some(format!("it is for {:?}, and this node is {name:?}", current.common_name));

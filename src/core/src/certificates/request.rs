@@ -9,6 +9,7 @@ use k8s_openapi::api::certificates::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest, Sha256};
 
+use super::need::differs;
 use super::{CertificateFacts, NODES, Wish};
 
 /// The object's name. It follows from the key and the wish, so that who was killed while waiting finds
@@ -95,12 +96,12 @@ pub fn check_issued(
     key_hash: &[u8; 32],
     now: Timestamp,
 ) -> Result<(), String> {
-    let name = wish.common_name();
     if &facts.key_hash != key_hash {
         return Err("it is for another key".into());
     }
-    if facts.common_name != name {
-        return Err(format!("it is for {:?} and not for {name:?}", facts.common_name));
+    // What lacks something would be renewed at once, for ever.
+    if let Some(why) = differs(facts, wish) {
+        return Err(why);
     }
     if !facts.organisations.iter().any(|group| group == NODES) {
         return Err(format!("it lacks the organisation {NODES}"));
