@@ -256,6 +256,7 @@ The exit code is the command's own.")]
     #[command(after_help = "Examples:
   longshore images
   longshore images gc --dry-run   what would go now, and why the rest stays")]
+    #[command(args_conflicts_with_subcommands = true)]
     Images {
         #[command(subcommand)]
         command: Option<ImagesCommand>,

@@ -87,11 +87,15 @@ async fn out_of(
     to: &Path,
     container: Option<&str>,
 ) -> Result<(), CliError> {
+    if !to.is_dir() {
+        return Err(CliError::usage(format!("{} is not a folder on this machine", to.display()))
+            .hint(format!("make it first: mkdir -p {}", to.display())));
+    }
     let (folder, file) = split(path)?;
     // GNU tar takes no absolute names, no .. and no links out of the folder it unpacks into; owners are
-    // the container's and mean nothing here.
+    // the container's and mean nothing here, and neither do bits that give a file's user rights.
     let mut tar = Command::new("tar")
-        .args(["xf", "-", "--no-same-owner", "--no-overwrite-dir", "-C"])
+        .args(["xf", "-", "--no-same-owner", "--no-same-permissions", "--no-overwrite-dir", "-C"])
         .arg(to)
         .stdin(Stdio::piped())
         .spawn()

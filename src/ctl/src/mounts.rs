@@ -144,7 +144,8 @@ fn table(lines: &[MountLine], screen: &Screen) -> String {
     }
     rows.render(
         screen,
-        |index, word| if word.ends_with("(no pod)") { Paint::Warn } else { mood(index, word) },
+        // Each word of a cell is painted by itself.
+        |index, word| if matches!(word, "(no" | "pod)") { Paint::Warn } else { mood(index, word) },
     )
 }
 
@@ -183,5 +184,8 @@ mod tests {
              default/web  tls     secret     tmpfs   rw\n\
              u2 (no pod)  ram     empty-dir  tmpfs   rw\n"
         );
+        let painted = table(&lines, &Screen { colour: true, ..screen });
+        let line = painted.lines().last().unwrap();
+        assert!(line.contains("\u{1b}[") && line.contains("(no"), "{line:?}");
     }
 }
