@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
 use longshore_core::pod::adopted;
@@ -251,14 +250,6 @@ impl Pods {
     /// The read handle on all pods.
     pub fn view(&self) -> PodsView {
         self.inner.deps.view.clone()
-    }
-
-    /// `/metrics` of a kubelet: what the workers counted and how the pods are. `started_at` is when the
-    /// daemon did.
-    pub fn metrics_text(&self, started_at: Timestamp) -> String {
-        let deps = &self.inner.deps;
-        let node = deps.node.borrow().name.clone();
-        deps.metrics.render(&deps.view, &node, started_at)
     }
 
     /// Until every pod has shown how it is, but no longer than `within`: one that cannot is no reason for

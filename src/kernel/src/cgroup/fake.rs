@@ -88,7 +88,7 @@ impl Cgroups for FakeCgroups {
 
     async fn memory_events(&self, path: &str) -> Result<Option<MemoryEvents>, CgroupError> {
         let groups = self.check(path, "memory events")?;
-        Ok(groups.contains_key(path).then(MemoryEvents::default))
+        Ok(groups.get(path).map(|group| group.stat.memory.map(|memory| memory.events).unwrap_or_default()))
     }
 
     async fn stat(&self, path: &str) -> Result<Option<CgroupStat>, CgroupError> {
