@@ -12,6 +12,7 @@ pub mod explain;
 pub mod ids;
 pub mod image;
 pub mod kubelet_api;
+pub mod mask;
 pub mod node;
 pub mod pod;
 pub mod probe;

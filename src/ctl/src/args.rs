@@ -333,6 +333,26 @@ Examples:
         #[command(flatten)]
         at: Where,
     },
+    /// Write what somebody who helps needs to see of this node into one file, with secrets masked
+    #[command(
+        after_help = "The file has the output of the other commands, why pods that are not well are not, the journals
+of the agent and of containerd, and the kernel's figures. Values of Secrets, ConfigMaps and
+environment variables, keys, tokens and passwords are masked; logs of containers are not in it.
+
+Examples:
+  longshore report                 a new file in this folder
+  longshore report -f /tmp/r.txt
+  longshore report -f - -o json | jq -r '.[].source'"
+    )]
+    Report {
+        /// The file, or - for standard output; it must not be there yet
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        out: Out,
+        #[command(flatten)]
+        at: Where,
+    },
     /// Show the versions of this command, the agent and the runtime
     Version {
         #[command(flatten)]

@@ -19,6 +19,7 @@ pub mod output;
 pub mod pods;
 pub mod port_forward;
 pub mod ps;
+pub mod report;
 pub mod shell;
 pub mod status_column;
 pub mod svc;
@@ -121,6 +122,7 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
         CtlCommand::Doctor { root_dir, out, at } => {
             return doctor::run(&node(&at), &screen(&out), &root_dir).await;
         }
+        CtlCommand::Report { file, out, at } => report::run(&at, out.output, file, Timestamp::now()).await?,
         CtlCommand::Version { out, at } => version::run(&node(&at), &screen(&out)).await?,
     }
     Ok(0)
