@@ -154,9 +154,8 @@ fn count(console: &str, binaries: &[TestBinary]) -> Result<Tally> {
             .with_context(|| format!("{} did not end", binary.name))?;
         let mut results = LibtestOutput::new(&binary.name, false, Instant::now());
         for line in output.lines() {
-            results.line(line.trim_end_matches('\r'), Instant::now());
-            if !line.contains("... ok") && !line.trim().is_empty() {
-                println!("{line}");
+            if let Some(shown) = results.line(line.trim_end_matches('\r'), Instant::now()) {
+                println!("{shown}");
             }
         }
         if !code.starts_with("0\r") && !code.starts_with("0\n") && results.tally.failed.is_empty() {

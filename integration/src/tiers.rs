@@ -271,16 +271,14 @@ pub enum Pace {
     Together,
 }
 
-/// Runs a libtest program, passing its output on and counting its results.
+/// Runs a libtest program, showing what matters of its output and counting its results.
 pub fn counted(mut command: Command, name: &str, pace: Pace) -> Result<Tally> {
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
     let mut output = LibtestOutput::new(name, pace == Pace::OneByOne, Instant::now());
     let stdout = child.stdout.take().context("standard output was asked for")?;
     for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        output.line(&line, Instant::now());
-        if !line.ends_with("... ok") && !line.trim().is_empty() {
-            println!("{line}");
+        if let Some(shown) = output.line(&line?, Instant::now()) {
+            println!("{shown}");
         }
     }
     let mut tally = output.tally;

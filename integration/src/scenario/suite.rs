@@ -1,5 +1,6 @@
 //! Runs scenario files: on the native tier each on a node of its own, two at a time; in the VM one after the other on
-//! one boot. Prints a block per scenario, with everything a person needs where it failed.
+//! one boot. Prints a line per scenario, and a block with everything a person needs where it failed or was asked for by
+//! name.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -100,9 +101,10 @@ pub fn run_native(only: Option<&str>) -> Result<Tally> {
     let binary = binary()?;
     // Built once here, not by the threads.
     native::image_store()?;
-    Ok(side_by_side(Kind::Native, scenarios, AT_ONCE, |named| {
+    let telling = Telling::of(only);
+    Ok(side_by_side(Kind::Native, scenarios, (AT_ONCE, telling), |named| {
         let options = options(Kind::Native, named, &binary);
-        on_own_node(Kind::Native, named, || NativeNode::start(&options))
+        on_own_node(Kind::Native, named, telling, || NativeNode::start(&options))
     }))
 }
 
@@ -115,9 +117,10 @@ pub fn run_fake(only: Option<&str>) -> Result<Tally> {
     let binary = binary()?;
     let runtime = fake::binary()?;
     root::folder()?;
-    Ok(side_by_side(Kind::Fake, scenarios, FAKES_AT_ONCE, |named| {
+    let telling = Telling::of(only);
+    Ok(side_by_side(Kind::Fake, scenarios, (FAKES_AT_ONCE, telling), |named| {
         let options = options(Kind::Fake, named, &binary);
-        on_own_node(Kind::Fake, named, || {
+        on_own_node(Kind::Fake, named, telling, || {
             let node = NativeNode::start_fake(&options, &runtime)?;
             named.scenario.fake.iter().try_for_each(|order| node.order(order).map(drop))?;
             Ok(node)
@@ -140,18 +143,17 @@ pub fn run_cluster(only: Option<&str>) -> Result<Tally> {
     native::image_store()?;
     let mut tally = Tally::default();
     let mut cluster: Option<Cluster> = None;
+    let telling = Telling::of(only);
     for named in scenarios {
-        let start = Instant::now();
-        let mut lines = Vec::new();
-        let config = config(Kind::Cluster, CgroupDriver::Cgroupfs, &named.scenario.config);
-        let result = joined(&mut cluster, &binary, &config).and_then(|cluster| {
-            if named.scenario.daemon {
-                cluster.start(Service::Agent)?;
+        let tries = telling.tries(|| {
+            let played = on_cluster(&mut cluster, &named, telling, &binary);
+            if played.result.is_err() {
+                // Whatever it was, the next one starts on a new control plane and node.
+                cluster = None;
             }
-            play(cluster, &named.scenario, 1, &mut lines)
+            played
         });
-        println!("{}", block(Kind::Cluster, &named, start, &lines));
-        tally.record(&format!("{} {}", Kind::Cluster, named.file), start.elapsed(), result);
+        tries.into_tally(&format!("{} {}", Kind::Cluster, named.file), &mut tally);
         // The next one starts on a clean cluster: the same where it can be cleaned, else a new one.
         if let Some(used) = &mut cluster
             && let Err(error) = used.clear()
@@ -161,6 +163,19 @@ pub fn run_cluster(only: Option<&str>) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+fn on_cluster(cluster: &mut Option<Cluster>, named: &Named, telling: Telling, binary: &Path) -> Played {
+    let start = Instant::now();
+    let mut lines = Vec::new();
+    let config = config(Kind::Cluster, CgroupDriver::Cgroupfs, &named.scenario.config);
+    let result = joined(cluster, binary, &config).and_then(|cluster| {
+        if named.scenario.daemon {
+            cluster.start(Service::Agent)?;
+        }
+        play(cluster, &named.scenario, 1, &mut lines)
+    });
+    telling.played(Kind::Cluster, named, start, result, &lines)
 }
 
 /// The cluster in use, or a new one; the daemon has its configuration and does not run.
@@ -182,8 +197,8 @@ fn joined<'a>(cluster: &'a mut Option<Cluster>, binary: &Path, config: &str) -> 
 fn side_by_side(
     kind: Kind,
     mut scenarios: Vec<Named>,
-    at_once: usize,
-    one: impl Fn(&Named) -> (Result<()>, Duration, String) + Sync,
+    (at_once, telling): (usize, Telling),
+    one: impl Fn(&Named) -> Played + Sync,
 ) -> Tally {
     // Those that let much time pass first, beside the others.
     scenarios.sort_by_key(|named| std::cmp::Reverse(named.scenario.waits()));
@@ -193,10 +208,9 @@ fn side_by_side(
         for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(named) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
-                    let (result, took, text) = one(&named);
+                    let tries = telling.tries(|| one(&named));
                     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                    println!("{text}");
-                    tally.record(&format!("{kind} {}", named.file), took, result);
+                    tries.into_tally(&format!("{kind} {}", named.file), &mut tally);
                 }
             });
         }
@@ -207,8 +221,9 @@ fn side_by_side(
 fn on_own_node(
     kind: Kind,
     named: &Named,
+    telling: Telling,
     node: impl FnOnce() -> Result<NativeNode>,
-) -> (Result<()>, Duration, String) {
+) -> Played {
     let start = Instant::now();
     let mut lines = Vec::new();
     let result = node().and_then(|mut node| {
@@ -217,27 +232,90 @@ fn on_own_node(
         }
         play(&mut node, &named.scenario, 1, &mut lines)
     });
-    (result, start.elapsed(), block(kind, named, start, &lines))
+    telling.played(kind, named, start, result, &lines)
 }
 
 /// Plays on a node and adds what a person would look at where it fails.
 fn play(node: &mut dyn Node, scenario: &Scenario, patience: u32, lines: &mut Vec<String>) -> Result<()> {
     let result = Player::new(node, patience, &mut |line| lines.push(format!("  {line}"))).play(scenario);
-    if let Err(error) = &result {
-        lines.push(format!("  {error:#}"));
+    if result.is_err() {
         lines.push(state::dump(node));
     }
     result
 }
 
-fn block(kind: Kind, named: &Named, start: Instant, lines: &[String]) -> String {
-    let head = format!(
-        "---- {kind} {}: {} ({:.1} s)",
-        named.file,
-        named.scenario.name,
-        start.elapsed().as_secs_f32()
-    );
-    std::iter::once(head).chain(lines.iter().cloned()).collect::<Vec<_>>().join("\n")
+/// How much is printed of a scenario that passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Telling {
+    Line,
+    Everything,
+}
+
+impl Telling {
+    /// Who asks for scenarios by name wants to see them.
+    fn of(only: Option<&str>) -> Self {
+        if only.is_some() { Self::Everything } else { Self::Line }
+    }
+
+    fn played(
+        self,
+        kind: Kind,
+        named: &Named,
+        start: Instant,
+        result: Result<()>,
+        lines: &[String],
+    ) -> Played {
+        let took = start.elapsed();
+        let seconds = took.as_secs_f32();
+        let head = match (&result, self) {
+            (Ok(()), Self::Line) => {
+                let text = format!("{kind} {}: passed in {seconds:.1} s", named.file);
+                return Played { result, took, text };
+            }
+            (Ok(()), Self::Everything) => {
+                format!("---- {kind} {}: {} ({seconds:.1} s)", named.file, named.scenario.name)
+            }
+            (Err(error), _) => {
+                let name = &named.scenario.name;
+                format!("---- {kind} {}: {name}: FAILED: {error:#} ({seconds:.1} s)", named.file)
+            }
+        };
+        let text = std::iter::once(head).chain(lines.iter().cloned()).collect::<Vec<_>>().join("\n");
+        Played { result, took, text }
+    }
+
+    /// Plays once, and once more where that failed and nobody asked for this scenario by name.
+    fn tries(self, mut play: impl FnMut() -> Played) -> Tries {
+        let first = play();
+        let second = (first.result.is_err() && self == Self::Line).then(play);
+        Tries { first, second }
+    }
+}
+
+/// A scenario that was played.
+struct Played {
+    result: Result<()>,
+    took: Duration,
+    /// What is printed of it.
+    text: String,
+}
+
+struct Tries {
+    first: Played,
+    second: Option<Played>,
+}
+
+impl Tries {
+    /// Prints and counts them.
+    fn into_tally(self, name: &str, tally: &mut Tally) {
+        println!("{}", self.first.text);
+        let Some(second) = self.second else { return tally.record(name, self.first.took, self.first.result) };
+        println!("{}", second.text);
+        match (self.first.result, second.result) {
+            (Err(first), Ok(())) => tally.record_flaked(name, second.took, &first),
+            (_, second_result) => tally.record(name, second.took, second_result),
+        }
+    }
 }
 
 /// Runs the VM scenarios on one boot, each with the daemon started anew on an empty folder.
@@ -263,28 +341,38 @@ pub fn run_vm(only: Option<&str>) -> Result<Tally> {
     if only.is_none() {
         tally.add(systemd_tests(&vm)?);
     }
+    let telling = Telling::of(only);
     for named in scenarios {
-        let start = Instant::now();
-        let patience = vm.patience();
         if named.scenario.cgroup_driver != driver {
             driver = named.scenario.cgroup_driver;
             vm.use_cgroup_driver(driver)?;
         }
-        let mut lines = Vec::new();
-        let result = bring_package(&vm, &named, &binary)
-            .and_then(|()| begin(&mut vm, &named.scenario, driver))
-            .and_then(|()| play(&mut vm, &named.scenario, patience, &mut lines));
-        if let Err(error) = &result {
-            lines.push(format!("  {error:#}"));
-        }
-        println!("{}", block(Kind::Vm, &named, start, &lines));
-        tally.record(&format!("{} {}", Kind::Vm, named.file), start.elapsed(), result);
-        if named.scenario.daemon {
-            clear(&mut vm, patience)
-                .with_context(|| format!("the VM cannot be used any more after {}", named.file))?;
+        let mut cleared = Ok(());
+        let tries = telling.tries(|| {
+            let played = in_vm(&mut vm, &named, telling, &binary);
+            if named.scenario.daemon {
+                cleared = clear(&mut vm);
+            }
+            played
+        });
+        tries.into_tally(&format!("{} {}", Kind::Vm, named.file), &mut tally);
+        if let Err(error) = cleared {
+            println!("the VM cannot be used any more after {}", named.file);
+            tally.record("vm, the rest of it", Duration::ZERO, Err(error));
+            break;
         }
     }
     Ok(tally)
+}
+
+fn in_vm(vm: &mut NodeVm, named: &Named, telling: Telling, binary: &Path) -> Played {
+    let start = Instant::now();
+    let patience = vm.patience();
+    let mut lines = Vec::new();
+    let result = bring_package(vm, named, binary)
+        .and_then(|()| begin(vm, &named.scenario))
+        .and_then(|()| play(vm, &named.scenario, patience, &mut lines));
+    telling.played(Kind::Vm, named, start, result, &lines)
 }
 
 /// The scenario that installs the package.
@@ -327,7 +415,9 @@ fn systemd_tests(vm: &NodeVm) -> Result<Tally> {
             /root/test --test-threads 1 --show-output the_systemd_ 2>&1";
         let output = vm.run(script, &fs::read(stripped.path())?, Duration::from_secs(60) * vm.patience())?;
         let mut results = LibtestOutput::new(&binary.name, false, Instant::now());
-        output.stdout.lines().for_each(|line| results.line(line, Instant::now()));
+        for line in output.stdout.lines() {
+            results.line(line, Instant::now());
+        }
         if !output.success() || results.tally.passed == 0 {
             println!("{}", output.text());
             if results.tally.failed.is_empty() {
@@ -344,16 +434,17 @@ fn systemd_tests(vm: &NodeVm) -> Result<Tally> {
     Ok(tally)
 }
 
-fn begin(node: &mut dyn Node, scenario: &Scenario, driver: CgroupDriver) -> Result<()> {
+fn begin(node: &mut dyn Node, scenario: &Scenario) -> Result<()> {
     if !scenario.daemon {
         return Ok(());
     }
-    node::put(node, CONFIG, config(Kind::Vm, driver, &scenario.config).as_bytes())?;
+    let config = config(Kind::Vm, scenario.cgroup_driver, &scenario.config);
+    node::put(node, CONFIG, config.as_bytes())?;
     node.start(Service::Agent)
 }
 
 /// Leaves the node as it was: no manifests, no pods, the daemon stopped, the runtime running.
-fn clear(node: &mut dyn Node, patience: u32) -> Result<()> {
+fn clear(node: &mut NodeVm) -> Result<()> {
     if !node.runs(Service::Containerd) {
         node.start(Service::Containerd)?;
     }
@@ -361,7 +452,7 @@ fn clear(node: &mut dyn Node, patience: u32) -> Result<()> {
         node.start(Service::Agent)?;
     }
     sh(node, &format!("mkdir -p {MANIFESTS}; rm -rf {MANIFESTS:?}/*"))?;
-    wait_until(Duration::from_secs(60) * patience, Duration::from_millis(500), || {
+    wait_until(Duration::from_secs(60) * node.patience(), Duration::from_millis(500), || {
         let left = state::tasks(node)?;
         if !left.is_empty() {
             bail!("{} containers still run", left.len());
