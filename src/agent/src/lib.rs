@@ -21,6 +21,7 @@ pub mod logging;
 pub mod logs;
 pub mod metrics;
 pub mod node;
+mod plain_http;
 pub mod pods;
 pub mod probes;
 pub mod process;

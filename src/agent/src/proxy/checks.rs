@@ -16,8 +16,9 @@ use longshore_core::service::health::{HealthCheck, ListenerStep, listener_steps}
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{http, servers};
+use super::servers;
 use crate::dataplane::{DataplaneHandle, HealthChecks, ProxyHealth};
+use crate::plain_http;
 
 /// A port that is taken is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_secs(10);
@@ -83,9 +84,9 @@ impl Listeners {
         let mut problems = Vec::new();
         for addr in self.addresses.as_ref().unwrap_or(&everywhere) {
             let addr = SocketAddr::new(*addr, port);
-            match http::listen(addr).await {
+            match plain_http::listen(addr).await {
                 Ok(listener) => {
-                    tokio::spawn(http::serve(listener, router.clone(), stop.clone()));
+                    tokio::spawn(plain_http::serve(listener, router.clone(), stop.clone()));
                 }
                 Err(error) => problems.push(format!("{addr}: {error}")),
             }

@@ -4,7 +4,6 @@
 mod addresses;
 mod checks;
 pub mod cleanup;
-pub(crate) mod http;
 pub mod lock;
 mod own_node;
 mod servers;

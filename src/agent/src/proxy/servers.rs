@@ -12,9 +12,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 
-use super::http;
 use crate::config::ProxyServers;
 use crate::dataplane::DataplaneHandle;
+use crate::plain_http;
 
 /// An address that is taken is tried again after this.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub async fn start(
     ];
     for (field, addr, router) in servers {
         let Some(addr) = addr else { continue };
-        let first = http::listen(addr).await;
+        let first = plain_http::listen(addr).await;
         if let (true, Err(_)) = (settings.hard_fail, &first) {
             first.with_context(|| format!("{field}: listen on {addr}"))?;
             continue;
@@ -70,7 +70,7 @@ async fn keep_serving(
         match listening {
             Ok(listener) => {
                 dataplane.note(field, None);
-                return http::serve(listener, router, stop).await;
+                return plain_http::serve(listener, router, stop).await;
             }
             Err(error) => {
                 let problem = format!("{field}: cannot listen on {addr}: {error}; tried again");
@@ -83,7 +83,7 @@ async fn keep_serving(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LISTEN_AGAIN) => {}
         }
-        listening = http::listen(addr).await;
+        listening = plain_http::listen(addr).await;
     }
 }
 

@@ -36,7 +36,7 @@ use crate::config::{KubeletServer, RightsRules};
 use crate::metrics::PodMetrics;
 use crate::pods::{Clock, PodsView};
 use crate::probes::Prober;
-use crate::proxy::http as small;
+use crate::plain_http;
 use crate::text::error_chain;
 use callers::Callers;
 pub use callers::Reviews;
@@ -186,7 +186,7 @@ async fn read_only(State(answers): State<Arc<Answers>>, request: Request) -> Res
 
 async fn serve_plain(field: &'static str, addr: SocketAddr, router: Router, stop: CancellationToken) {
     if let Some(listener) = listen(field, addr, &stop).await {
-        small::serve(listener, router, stop).await;
+        plain_http::serve(listener, router, stop).await;
     }
 }
 
@@ -194,7 +194,7 @@ async fn serve_plain(field: &'static str, addr: SocketAddr, router: Router, stop
 async fn listen(field: &'static str, addr: SocketAddr, stop: &CancellationToken) -> Option<TcpListener> {
     let mut told = false;
     loop {
-        match small::listen(addr).await {
+        match plain_http::listen(addr).await {
             Ok(listener) => return Some(listener),
             Err(error) if !told => {
                 told = true;
