@@ -395,7 +395,7 @@ impl NodeHalf {
             let context = self.node.now();
             let names = [context.name.clone()];
             // Names and addresses are those of the start; they do not change while the daemon runs.
-            let (_, wish) = watch::channel(Wish::serving(&context.name, names, context.ips.iter().copied()));
+            let wish = Wish::serving(&context.name, names, context.ips.iter().copied());
             self.certificates.keep_serving(join, wish, (&client, shown), self.follower.clock, stop);
         }
         Ok(())

@@ -20,7 +20,7 @@ fn requests() -> Path {
     Path::group("certificates.k8s.io", "v1", "certificatesigningrequests")
 }
 
-/// Asks for a certificate and stores it.
+/// Asks for a certificate and stores it; `waits` is told the request's name once somebody else has to act.
 ///
 /// # Errors
 /// Where it was refused, or is not there yet after a quarter of an hour; the key then stays for the next try.
@@ -29,10 +29,12 @@ pub(super) async fn ask(
     wish: &Wish,
     store: &CertificateStore,
     clock: Clock,
+    waits: &(dyn Fn(&str) + Sync),
 ) -> Result<CertificateFacts, CertificateError> {
     let key = store.key()?;
     let name = request_name(wish, &key.hash());
     send(client, wish, &key, &name).await?;
+    waits(&name);
     let last = tokio::time::timeout(PATIENCE, wait(client, &name)).await;
     let purpose = wish.purpose;
     let answer = match last {

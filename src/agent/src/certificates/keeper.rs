@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use longshore_cluster::backoff::Backoff;
 use longshore_cluster::{ApiClient, Kubeconfig, TlsTransport};
-use longshore_core::certificates::{Need, Purpose, Wish, need, retry_after};
+use longshore_core::certificates::{CertificateFacts, Need, Purpose, Wish, need};
 use tokio::sync::watch;
 
 use super::ask::ask;
@@ -21,6 +22,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// A signer that sets the beginning of a short life back (five minutes for Kubernetes' own) must not be asked
 /// in a tight loop.
 const BETWEEN_TWO: Duration = Duration::from_secs(3);
+
+/// Pauses after failures; every node of a cluster may have lost the same signer in the same instant.
+const FIRST_PAUSE: Duration = Duration::from_secs(4);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// Who serves with the node's serving certificate.
 pub trait Serve: Send + Sync {
@@ -42,14 +47,14 @@ pub struct Ways {
 /// Keeps one certificate.
 pub struct Keeper {
     store: CertificateStore,
-    wish: watch::Receiver<Wish>,
+    wish: Wish,
     ways: Ways,
     /// Ask for the next before this one ends.
     rotate: bool,
     clock: Clock,
     state: watch::Sender<CertificateState>,
     serve: Option<Arc<dyn Serve>>,
-    failures: u32,
+    backoff: Backoff,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -59,21 +64,17 @@ impl std::fmt::Debug for Keeper {
 }
 
 impl Keeper {
-    pub fn new(
-        store: CertificateStore,
-        wish: watch::Receiver<Wish>,
-        ways: Ways,
-        rotate: bool,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(store: CertificateStore, wish: Wish, ways: Ways, rotate: bool, clock: Clock) -> Self {
         let state = CertificateState {
-            purpose: wish.borrow().purpose,
+            purpose: wish.purpose,
             path: store.current_path(),
             facts: store.current(),
+            waits: None,
             problem: None,
         };
         let state = watch::Sender::new(state);
-        Self { store, wish, ways, rotate, clock, state, serve: None, failures: 0 }
+        let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        Self { store, wish, ways, rotate, clock, state, serve: None, backoff }
     }
 
     /// Hands every certificate to a server, beginning with the one there is.
@@ -93,21 +94,17 @@ impl Keeper {
         self.hand_over();
         loop {
             let pause = self.once().await;
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = changed(&mut self.wish) => {}
-            }
+            tokio::time::sleep(pause).await;
         }
     }
 
     /// One look, and what it calls for; gives how long to wait before the next.
     async fn once(&mut self) -> Duration {
         let current = self.store.current();
-        let wish = self.wish.borrow_and_update().clone();
         self.tell(|state| state.facts = current.clone());
-        let (why, usable) = match need(current.as_ref(), &wish, self.clock.now()) {
+        let (why, usable) = match need(current.as_ref(), &self.wish, self.clock.now()) {
             Need::Rest { until } => {
-                self.failures = 0;
+                self.backoff.reset();
                 self.tell(|state| state.problem = None);
                 self.ensure_kubeconfig();
                 return self.clock.until(until).min(LOOK_EVERY);
@@ -119,19 +116,25 @@ impl Keeper {
             Need::Renew { why } => (why, true),
             Need::Obtain { why } => (why, false),
         };
-        tracing::info!(path = %self.store.current_path().display(), why, "a new {} is wanted", wish.purpose);
-        match self.get(&wish, usable).await {
+        let purpose = self.wish.purpose;
+        tracing::info!(path = %self.store.current_path().display(), why, "a new {purpose} is wanted");
+        let got = self.get(usable).await;
+        self.tell(|state| state.waits = None);
+        match got {
             Ok(()) => {
-                self.failures = 0;
+                self.backoff.reset();
                 let now = self.store.current();
                 self.tell(|state| (state.facts, state.problem) = (now, None));
                 BETWEEN_TWO
             }
             Err(error) => {
-                self.failures += 1;
-                let pause = retry_after(self.failures);
+                let pause = self.backoff.pause();
                 let problem = error_chain(&error);
-                tracing::warn!(problem, tries = self.failures, next_in = ?pause, "no new {}", wish.purpose);
+                tracing::warn!(
+                    tries = self.backoff.tries(),
+                    "no new {purpose}: {problem}; the next try is in {} s",
+                    pause.as_secs().max(1)
+                );
                 self.tell(|state| state.problem = Some(problem));
                 pause
             }
@@ -139,33 +142,50 @@ impl Keeper {
     }
 
     /// Gets a certificate; `usable`: the one there is still speaks for the node.
-    async fn get(&self, wish: &Wish, usable: bool) -> Result<(), CertificateError> {
-        let own = usable || wish.purpose == Purpose::Serving;
+    async fn get(&self, usable: bool) -> Result<(), CertificateError> {
+        let own = usable || self.wish.purpose == Purpose::Serving;
         let mut got = match own {
-            true => ask(&self.ways.own, wish, &self.store, self.clock).await,
-            false => ask(&self.bootstrap(wish)?, wish, &self.store, self.clock).await,
+            true => self.ask(&self.ways.own).await,
+            false => self.ask(&self.bootstrap()?).await,
         };
         // A certificate can end in the API server's eyes before it ends in ours: another authority.
-        if own && self.ways.bootstrap.is_some() && got.as_ref().is_err_and(CertificateError::is_refused) {
+        if let (Err(error), Some(bootstrap)) = (&got, &self.ways.bootstrap)
+            && own
+            && error.is_refused()
+        {
             tracing::warn!(
-                "the node's own credentials are refused; asking with those of the bootstrap kubeconfig"
+                "the API server refuses the node's own certificate {} ({}); asking with the bootstrap kubeconfig {}",
+                self.store.current_path().display(),
+                error_chain(error),
+                bootstrap.display()
             );
-            got = ask(&self.bootstrap(wish)?, wish, &self.store, self.clock).await;
+            got = self.ask(&self.bootstrap()?).await;
         }
         let facts = got?;
         tracing::info!(
             path = %self.store.current_path().display(),
             until = %facts.not_after,
-            "a new {} is in force", wish.purpose
+            "a new {} is in force", self.wish.purpose
         );
         self.ensure_kubeconfig();
         self.hand_over();
         Ok(())
     }
 
-    fn bootstrap(&self, wish: &Wish) -> Result<ApiClient, CertificateError> {
-        let path = self.ways.bootstrap.as_deref().filter(|path| path.exists());
-        let path = path.ok_or(CertificateError::NoWay { purpose: wish.purpose })?;
+    /// Asks and waits for the answer; who approves reads meanwhile which request it is.
+    async fn ask(&self, client: &ApiClient) -> Result<CertificateFacts, CertificateError> {
+        let waits = |name: &str| {
+            self.tell(|state| state.waits = Some(name.to_owned()));
+        };
+        ask(client, &self.wish, &self.store, self.clock, &waits).await
+    }
+
+    fn bootstrap(&self) -> Result<ApiClient, CertificateError> {
+        let purpose = self.wish.purpose;
+        let path = self.ways.bootstrap.as_deref().ok_or(CertificateError::NoBootstrap { purpose })?;
+        if !path.exists() {
+            return Err(CertificateError::NoBootstrapFile { purpose, path: path.to_owned() });
+        }
         Ok(ApiClient::new(Arc::new(TlsTransport::new(Kubeconfig::read(path)?))))
     }
 
@@ -189,12 +209,5 @@ impl Keeper {
             change(state);
             *state != before
         });
-    }
-}
-
-/// Waits for another wish; for ever where nobody can have another.
-async fn changed(wish: &mut watch::Receiver<Wish>) {
-    if wish.changed().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }

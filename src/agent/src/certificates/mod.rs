@@ -50,9 +50,18 @@ pub enum CertificateError {
     )]
     NoCredentials { kubeconfig: PathBuf, bootstrap: PathBuf },
     #[error(
-        "no credential is left to ask for a {purpose} with: give --bootstrap-kubeconfig with a token that is valid"
+        "nothing is left to ask for a {purpose} with, since no --bootstrap-kubeconfig is given: \
+         `kubeadm token create --print-join-command` on the control plane prints what, \
+         with `longshore` for `kubeadm` and with --force, makes this node join again"
     )]
-    NoWay { purpose: Purpose },
+    NoBootstrap { purpose: Purpose },
+    #[error(
+        "nothing is left to ask for a {purpose} with, since the bootstrap kubeconfig {} is not there: \
+         `kubeadm token create --print-join-command` on the control plane prints what, \
+         with `longshore` for `kubeadm` and with --force, makes this node join again",
+        path.display()
+    )]
+    NoBootstrapFile { purpose: Purpose, path: PathBuf },
     #[error(transparent)]
     Api(#[from] ApiError),
     #[error("request {name} for a {purpose} was denied ({why}); the next is sent later")]
@@ -85,6 +94,8 @@ pub struct CertificateState {
     /// The file people look for.
     pub path: PathBuf,
     pub facts: Option<CertificateFacts>,
+    /// The request that somebody has to approve and sign.
+    pub waits: Option<String>,
     /// Why the last try to get another failed.
     pub problem: Option<String>,
 }
@@ -97,8 +108,14 @@ impl CertificateState {
     /// One line for `why node` and the log.
     pub fn line(&self, now: Timestamp) -> String {
         let how = self.standing(now).sentence(now).to_string();
-        let problem = self.problem.iter().map(|problem| format!("; {problem}")).collect::<String>();
-        format!("{} {}: {how}{problem}", self.purpose, self.path.display())
+        let waits = self.waits.iter().map(|name| {
+            format!("; request {name} waits to be approved and signed: kubectl certificate approve {name}")
+        });
+        // While the next try waits, the failure of the one before is no news.
+        let problem =
+            self.problem.iter().filter(|_| self.waits.is_none()).map(|problem| format!("; {problem}"));
+        let more: String = waits.chain(problem).collect();
+        format!("{} {}: {how}{more}", self.purpose, self.path.display())
     }
 }
 
@@ -135,20 +152,17 @@ impl Certificates {
             bootstrap: settings.bootstrap.clone(),
             kubeconfig: Some(join.kubeconfig.clone()),
         };
-        // A client's wish follows from the node's name alone and never changes.
-        let (_, wish) = watch::channel(Wish::client(node));
-        let keeper = Keeper::new(store, wish, ways, settings.rotate, clock);
+        let keeper = Keeper::new(store, Wish::client(node), ways, settings.rotate, clock);
         let state = keeper.state();
         tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.keep()));
         Ok(Self { client: Some(state), serving: None })
     }
 
-    /// Starts what keeps the serving certificate; `serve` gets each new one. The wish follows the node's
-    /// names and addresses.
+    /// Starts what keeps the serving certificate; `serve` gets each new one.
     pub fn keep_serving(
         &mut self,
         join: &JoinSettings,
-        wish: watch::Receiver<Wish>,
+        wish: Wish,
         (own, serve): (&ApiClient, std::sync::Arc<dyn Serve>),
         clock: Clock,
         stop: &CancellationToken,

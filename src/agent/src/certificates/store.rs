@@ -135,7 +135,8 @@ pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Certificate
 /// # Errors
 /// Where that does not work; what was there then stays.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
+    // A bare name has the empty path for a parent, which is the working folder and cannot be opened.
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = folder.join(format!(".{name}.new"));
     // Another's leftover could have another mode.
@@ -143,15 +144,55 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let written = write_new(&new, bytes, mode).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // It may hold half a key; the error of before is the one that says something.
+        let _ = fs::remove_file(&new);
+    }
+    written.and_then(|()| sync(folder))
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
     // The creation mask may have taken bits off.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync(folder)
+    file.sync_all()
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_or_nothing_is_left_of_the_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.key");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        write_whole(&path, b"one", 0o644).unwrap();
+        // Another's leftover with another mode, and a file of before with a wider one.
+        fs::write(folder.path().join(".a.key.new"), "old").unwrap();
+        write_whole(&path, b"two", 0o600).unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), mode()), ("two", 0o600));
+        // A folder in the place of the file refuses the last step.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir_all(path.join("below")).unwrap();
+        assert!(write_whole(&path, b"three", 0o600).is_err());
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|one| one.unwrap().file_name()).collect();
+        assert_eq!(left, ["a.key"]);
+    }
+
+    #[test]
+    fn a_bare_name_is_written_to_the_working_folder() {
+        let name = format!("written-by-a-test-{}", std::process::id());
+        let written = write_whole(Path::new(&name), b"x", 0o600);
+        let read = fs::read(&name);
+        let _ = fs::remove_file(&name);
+        written.unwrap();
+        assert_eq!(read.unwrap(), b"x");
+    }
 }

@@ -70,7 +70,7 @@ fn issued(pem: &str) -> Value {
 fn keeper(api: &FakeApi, folder: &std::path::Path, wish: Wish) -> Keeper {
     let store = CertificateStore::new(folder, wish.purpose);
     let ways = Ways { own: api.client(), bootstrap: None, kubeconfig: None };
-    Keeper::new(store, watch::channel(wish).1, ways, true, Clock::System)
+    Keeper::new(store, wish, ways, true, Clock::System)
 }
 
 #[derive(Default)]
@@ -174,7 +174,7 @@ async fn what_is_denied_failed_or_wrong_is_told_and_tried_again_with_another_key
         let object = request_object(&wish, &name, &key.request(&wish).unwrap());
         let path = format!("{REQUESTS}/{name}");
         answer(&api, &path, serde_json::to_value(object).unwrap(), status);
-        let error = ask::ask(&api.client(), &wish, &store, Clock::System).await.unwrap_err();
+        let error = ask::ask(&api.client(), &wish, &store, Clock::System, &|_| {}).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert_ne!(store.key().unwrap().hash(), key.hash(), "{expected}");
         assert!(store.current().is_none(), "{expected}");
@@ -256,6 +256,43 @@ fn the_kubeconfig_comes_from_its_file_or_the_bootstrap_one() {
     assert_eq!(std::fs::metadata(at("kubelet.conf")).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
+#[tokio::test]
+async fn a_request_that_waits_is_shown_at_once_with_what_approves_it() {
+    let (api, folder, signer) = (FakeApi::default(), tempfile::tempdir().unwrap(), Signer::new());
+    let keeper = keeper(&api, folder.path(), wish());
+    let mut state = keeper.state();
+    let shown = Certificates { client: None, serving: Some(keeper.state()) };
+    let task = tokio::spawn(keeper.keep());
+    state.wait_for(|state| state.waits.is_some()).await.unwrap();
+    let (path, object) = request(&api, 0).await;
+    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+    let problems = shown.problems(Timestamp::now());
+    assert!(problems[0].1.contains(&format!("kubectl certificate approve {name}")), "{problems:?}");
+    let pem = signer.sign(&pem_of(&object), Duration::from_secs(86_400));
+    answer(&api, &path, object, issued(&pem));
+    state.wait_for(|state| state.facts.is_some()).await.unwrap();
+    assert_eq!((state.borrow().waits.clone(), shown.problems(Timestamp::now())), (None, Vec::new()));
+    task.abort();
+}
+
+#[tokio::test]
+async fn without_a_way_to_ask_the_mend_is_named() {
+    let (api, folder) = (FakeApi::default(), tempfile::tempdir().unwrap());
+    let lost = folder.path().join("bootstrap.conf");
+    for (bootstrap, expected) in
+        [(None, "no --bootstrap-kubeconfig is given"), (Some(lost), "bootstrap.conf is not there")]
+    {
+        let store = CertificateStore::new(folder.path(), Purpose::Client);
+        let ways = Ways { own: api.client(), bootstrap, kubeconfig: None };
+        let keeper = Keeper::new(store, Wish::client("worker-1"), ways, true, Clock::System);
+        let mut state = keeper.state();
+        let task = tokio::spawn(keeper.keep());
+        let problem = state.wait_for(|state| state.problem.is_some()).await.unwrap().problem.clone().unwrap();
+        assert!(problem.contains(expected) && problem.contains("kubeadm token create"), "{problem}");
+        task.abort();
+    }
+}
+
 #[test]
 fn certificates_that_need_somebody_are_problems() {
     let now: Timestamp = "2026-01-10T12:00:00Z".parse().unwrap();
@@ -263,6 +300,7 @@ fn certificates_that_need_somebody_are_problems() {
         purpose: Purpose::Client,
         path: "/p/kubelet-client-current.pem".into(),
         facts,
+        waits: None,
         problem: Some("the token has expired".into()),
     };
     let (sender, reader) = watch::channel(state(None));

@@ -11,9 +11,13 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-pub use need::{Need, Standing, need, renew_at, retry_after, standing};
+pub use need::{Need, Standing, need, renew_at, standing};
 pub use request::{Verdict, check_issued, request_name, request_object, verdict};
 pub use x509::read_certificate;
+
+/// Where a node's certificates are unless it is told otherwise; as for the kubelet this does not follow the root
+/// folder.
+pub const DEFAULT_FOLDER: &str = "/var/lib/kubelet/pki";
 
 /// Group every node's certificate names (Kubernetes' Node authorizer).
 pub const NODES: &str = "system:nodes";

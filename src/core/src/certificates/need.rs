@@ -3,7 +3,6 @@
 //! a restart does not draw again and nodes of one age still come one after the other.
 
 use std::fmt;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
@@ -13,8 +12,6 @@ use super::{CertificateFacts, Wish};
 /// Share of a life after which a node renews, thousandths: from, and how much may be added.
 const RENEW_FROM: u64 = 700;
 const RENEW_SPAN: u64 = 200;
-const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 /// What has to be done about a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,11 +71,6 @@ pub fn renew_at(facts: &CertificateFacts, wish: &Wish) -> Timestamp {
     let millis = life.as_millis().max(0) * i128::from(share) / 1000;
     let after = SignedDuration::from_millis(i64::try_from(millis).unwrap_or(i64::MAX));
     facts.not_before.checked_add(after).unwrap_or(facts.not_after)
-}
-
-/// Pause before the next try after so many failures in a row.
-pub fn retry_after(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_RETRY)
 }
 
 /// How a certificate stands, for people.
@@ -215,12 +207,6 @@ mod tests {
             days.insert(at.duration_since(facts.not_before).as_hours() / 24);
         }
         assert!(days.len() >= 18, "{days:?}");
-    }
-
-    #[test]
-    fn retries_become_rare_and_end_at_five_minutes() {
-        let pauses: Vec<u64> = [1, 2, 3, 8, 9, 40].map(|n| retry_after(n).as_secs()).into();
-        assert_eq!(pauses, [2, 4, 8, 256, 300, 300]);
     }
 
     #[test]
