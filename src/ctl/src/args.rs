@@ -328,6 +328,9 @@ Examples:
         /// Folder of the pods' volumes
         #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
         root_dir: PathBuf,
+        /// Folder of the node's certificates
+        #[arg(long, value_name = "DIR", default_value = longshore_core::certificates::DEFAULT_FOLDER)]
+        cert_dir: PathBuf,
         #[command(flatten)]
         out: Out,
         #[command(flatten)]

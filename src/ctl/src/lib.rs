@@ -115,39 +115,29 @@ async fn run(command: CtlCommand) -> Result<u8, CliError> {
         CtlCommand::Conntrack { stale, out, at } => {
             return conntrack::run(&node(&at), &screen(&out), stale).await;
         }
-        command @ (CtlCommand::Top { .. }
-        | CtlCommand::Cgroups { .. }
-        | CtlCommand::Mounts { .. }
-        | CtlCommand::Images { .. }) => run_usage(command).await?,
-        CtlCommand::Doctor { root_dir, out, at } => {
-            return doctor::run(&node(&at), &screen(&out), &root_dir).await;
+        CtlCommand::Top { what, out, .. } if what == "node" => top::whole_node(&screen(&out)).await?,
+        CtlCommand::Top { containers, namespace, out, at, .. } => {
+            top::pods(&node(&at), &screen(&out), namespace.namespace.as_deref(), containers).await?;
+        }
+        CtlCommand::Cgroups { pod, cgroup_root, namespace, out, at } => {
+            let pod = pod_name(&pod, &namespace)?;
+            cgroups::run(&node(&at), &screen(&out), &pod, &cgroup_root).await?;
+        }
+        CtlCommand::Mounts { pod, root_dir, namespace, out, at } => {
+            let pod = pod.map(|pod| pod_name(&pod, &namespace)).transpose()?;
+            mounts::run(&node(&at), &screen(&out), pod.as_ref(), &root_dir).await?;
+        }
+        CtlCommand::Images { command: Some(ImagesCommand::Gc { dry_run, out, at }), .. } => {
+            images::gc(&node(&at), &screen(&out), dry_run).await?;
+        }
+        CtlCommand::Images { command: None, out, at } => images::list(&node(&at), &screen(&out)).await?,
+        CtlCommand::Doctor { root_dir, cert_dir, out, at } => {
+            return doctor::run(&node(&at), &screen(&out), (&root_dir, &cert_dir)).await;
         }
         CtlCommand::Report { file, out, at } => report::run(&at, out.output, file, Timestamp::now()).await?,
         CtlCommand::Version { out, at } => version::run(&node(&at), &screen(&out)).await?,
     }
     Ok(0)
-}
-
-/// Commands about what pods use of the node.
-async fn run_usage(command: CtlCommand) -> Result<(), CliError> {
-    match command {
-        CtlCommand::Top { what, out, .. } if what == "node" => top::whole_node(&screen(&out)).await,
-        CtlCommand::Top { containers, namespace, out, at, .. } => {
-            top::pods(&node(&at), &screen(&out), namespace.namespace.as_deref(), containers).await
-        }
-        CtlCommand::Cgroups { pod, cgroup_root, namespace, out, at } => {
-            cgroups::run(&node(&at), &screen(&out), &pod_name(&pod, &namespace)?, &cgroup_root).await
-        }
-        CtlCommand::Mounts { pod, root_dir, namespace, out, at } => {
-            let pod = pod.map(|pod| pod_name(&pod, &namespace)).transpose()?;
-            mounts::run(&node(&at), &screen(&out), pod.as_ref(), &root_dir).await
-        }
-        CtlCommand::Images { command: Some(ImagesCommand::Gc { dry_run, out, at }), .. } => {
-            images::gc(&node(&at), &screen(&out), dry_run).await
-        }
-        CtlCommand::Images { out, at, .. } => images::list(&node(&at), &screen(&out)).await,
-        _ => Ok(()),
-    }
 }
 
 async fn run_svc(command: SvcCommand) -> Result<u8, CliError> {

@@ -49,9 +49,9 @@ pub struct AgentArgs {
     /// Credentials to get the first certificate with, and another after one has expired
     #[arg(long, value_name = "FILE")]
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// Folder of the node's certificates and keys [default: /var/lib/kubelet/pki]
-    #[arg(long, value_name = "DIR")]
-    pub cert_dir: Option<PathBuf>,
+    /// Folder of the node's certificates and keys
+    #[arg(long, value_name = "DIR", default_value = longshore_core::certificates::DEFAULT_FOLDER)]
+    pub cert_dir: PathBuf,
     /// Remove everything of ours from the kernel's Service tables, then end
     #[arg(long)]
     pub cleanup: bool,

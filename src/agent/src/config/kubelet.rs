@@ -37,9 +37,9 @@ config_fields! {
         "address" address: String = text("0.0.0.0"), fill, Now, "address of the HTTPS API";
         "port" port: i32 = 10250, fill, Now, "port of the HTTPS API, 1-65535";
         "readOnlyPort" read_only_port: i32 = 0, keep, Now, "port of the HTTP API without authentication; 0 is off";
-        "tlsCertFile" tls_cert_file: String = String::new(), keep, Now, "serving certificate";
+        "tlsCertFile" tls_cert_file: String = String::new(), keep, Now, "serving certificate; without effect beside serverTLSBootstrap";
         "tlsPrivateKeyFile" tls_private_key_file: String = String::new(), keep, Now, "its key";
-        "tlsCipherSuites" tls_cipher_suites: Vec<String> = Vec::new(), keep, Now, "names as in Go's crypto/tls";
+        "tlsCipherSuites" tls_cipher_suites: Vec<String> = Vec::new(), keep, Now, "names as in Go's crypto/tls; a word that is none is a fault, a suite that this server does not speak a warning";
         "tlsMinVersion" tls_min_version: String = String::new(), keep, Now, "VersionTLS12 or VersionTLS13";
         "tlsCurvePreferences" tls_curve_preferences: Vec<serde_json::Value> = Vec::new(), keep, Later, "curves of the key exchange";
         "rotateCertificates" rotate_certificates: bool = false, keep, Now, "client certificate through CSRs";

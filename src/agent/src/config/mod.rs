@@ -2,6 +2,7 @@
 //! Files are read here and nowhere else in the daemon; the rules are in `rules`, free of effects.
 
 mod args;
+mod cipher_suites;
 mod difference;
 #[cfg(test)]
 mod docs;
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 pub use args::AgentArgs;
+#[cfg(test)]
+pub(crate) use cipher_suites::OFFERED as OFFERED_SUITES;
 pub use difference::{Difference, difference};
 pub use fields::{Effect, FieldInfo};
 pub use flags::{FLAGS, Flag, Form, GivenFlags, Target};

@@ -33,7 +33,7 @@ pub(crate) fn settings(
     args: &AgentArgs,
     kubelet: &Loaded<KubeletConfiguration>,
     proxy: &Loaded<KubeProxyConfiguration>,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
 ) -> Result<Settings, Vec<DocumentError>> {
     let mut node_rules = Rules::new(&kubelet.tree);
     let config = &kubelet.value;
@@ -47,7 +47,7 @@ pub(crate) fn settings(
     let dns = dns(config, &mut node_rules);
     let pods = pods(args, config, &mut node_rules);
     let images = images(config, &mut node_rules);
-    let server = server_rules::server(args, config, &mut node_rules);
+    let server = server_rules::server(args, config, join.as_ref(), &mut node_rules);
     let mut node = node(args, config, &mut node_rules);
     if node.name.is_none() && !proxy.value.hostname_override.is_empty() {
         node.name = Some(proxy.value.hostname_override.to_lowercase());
@@ -61,6 +61,7 @@ pub(crate) fn settings(
     let logging = logging(args, section, &mut node_rules);
     let dataplane = proxy_rules::dataplane(&proxy.value, &config.pod_cidr, &mut proxy_rules);
     let servers = proxy_rules::servers(&proxy.value, &mut proxy_rules);
+    warnings.extend(node_rules.warnings);
     let broken = [node_rules.broken, proxy_rules.broken].concat();
     if !broken.is_empty() {
         return Err(broken);
@@ -90,16 +91,28 @@ pub(crate) fn settings(
 pub(super) struct Rules<'a> {
     tree: &'a Node,
     broken: Vec<DocumentError>,
+    warnings: Vec<String>,
 }
 
 impl<'a> Rules<'a> {
     fn new(tree: &'a Node) -> Self {
-        Self { tree, broken: Vec::new() }
+        Self { tree, broken: Vec::new(), warnings: Vec::new() }
     }
 
     pub(super) fn fail(&mut self, path: &str, message: impl Into<String>) {
+        let told = self.told(path, message.into());
+        self.broken.push(told);
+    }
+
+    /// What does no harm and is most likely not what was meant.
+    pub(super) fn warn(&mut self, path: &str, message: impl Into<String>) {
+        let told = self.told(path, message.into());
+        self.warnings.push(told.to_string());
+    }
+
+    fn told(&self, path: &str, message: String) -> DocumentError {
         let place = self.tree.at(path).map_or(&self.tree.place, |node| &node.place).clone();
-        self.broken.push(DocumentError { place, path: path.to_owned(), message: message.into() });
+        DocumentError { place, path: path.to_owned(), message }
     }
 
     pub(super) fn flag(&mut self, flag: &str, message: impl Into<String>) {
@@ -289,8 +302,7 @@ fn certificates(args: &AgentArgs, config: &KubeletConfiguration) -> CertificateS
     let node = args.roles.iter().any(|role| role.trim() == "node");
     CertificateSettings {
         bootstrap: args.bootstrap_kubeconfig.clone().filter(|_| node),
-        // The kubelet's default follows its root folder's default and not its flag.
-        folder: args.cert_dir.clone().unwrap_or_else(|| PathBuf::from("/var/lib/kubelet/pki")),
+        folder: args.cert_dir.clone(),
         rotate: node && config.rotate_certificates,
         serving: node && config.server_tls_bootstrap,
     }

@@ -4,15 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::args::AgentArgs;
+use super::cipher_suites;
 use super::kubelet::{API_VERSION, KIND, KubeletConfiguration};
 use super::rules::Rules;
-use super::settings::{CallerRules, KubeletServer, RightsRules, ServerTls};
+use super::settings::{CallerRules, JoinSettings, KubeletServer, RightsRules, ServerTls};
 
 pub(super) fn server(
     args: &AgentArgs,
     config: &KubeletConfiguration,
+    join: Option<&JoinSettings>,
     rules: &mut Rules<'_>,
 ) -> KubeletServer {
+    let signed = join.is_some_and(|join| join.certificates.serving);
     let addr = |path: &str, text: &str, rules: &mut Rules<'_>| {
         let parsed = text.parse::<IpAddr>().map_err(|_| format!("is {text:?}; it must be an IP address"));
         rules.parsed(path, parsed)
@@ -28,7 +31,7 @@ pub(super) fn server(
         https: at(address, config.port).filter(|_| serves),
         read_only: at(address, config.read_only_port).filter(|_| serves),
         healthz: at(healthz, config.healthz_port.unwrap_or(10248)),
-        tls: tls(args, config, rules),
+        tls: tls(args, config, signed, rules),
         callers: callers(config, rules),
         rights: rights(config, rules),
         debugging: config.enable_debugging_handlers.unwrap_or(true),
@@ -38,7 +41,8 @@ pub(super) fn server(
     }
 }
 
-fn tls(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> ServerTls {
+/// `signed`: the control plane signs the serving certificate.
+fn tls(args: &AgentArgs, config: &KubeletConfiguration, signed: bool, rules: &mut Rules<'_>) -> ServerTls {
     let (certificate, key) = (&config.tls_cert_file, &config.tls_private_key_file);
     rules.check(
         certificate.is_empty() == key.is_empty(),
@@ -48,12 +52,32 @@ fn tls(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -
     let version = config.tls_min_version.as_str();
     let versions = ["", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"];
     rules.one_of("tlsMinVersion", version, &versions);
+    let given = !certificate.is_empty();
+    if given && signed {
+        // One certificate is shown, and the kubelet too shows the signed one.
+        rules.warn("tlsCertFile", "has no effect beside serverTLSBootstrap: true; leave out one of them");
+    }
     ServerTls {
-        files: (!certificate.is_empty()).then(|| (PathBuf::from(certificate), PathBuf::from(key))),
-        folder: args.cert_dir.clone().unwrap_or_else(|| args.root_dir.join("pki")),
-        cipher_suites: config.tls_cipher_suites.clone(),
+        files: (given && !signed).then(|| (PathBuf::from(certificate), PathBuf::from(key))),
+        folder: args.cert_dir.clone(),
+        cipher_suites: cipher_suites(&config.tls_cipher_suites, rules),
         only_tls13: version == "VersionTLS13",
     }
+}
+
+fn cipher_suites(given: &[String], rules: &mut Rules<'_>) -> Vec<&'static str> {
+    let path = "tlsCipherSuites";
+    let choice = cipher_suites::choice(given);
+    for word in &choice.unknown {
+        let accepted = cipher_suites::accepted();
+        rules.fail(path, format!("holds {word:?}, which is no cipher suite; it may hold {accepted}"));
+    }
+    if !choice.absent.is_empty() {
+        let left = if choice.chosen.is_empty() { "; clients have to speak TLS 1.3 then" } else { "" };
+        let absent = choice.absent.join(", ");
+        rules.warn(path, format!("holds {absent}, which this server does not speak{left}"));
+    }
+    choice.chosen
 }
 
 fn callers(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> CallerRules {

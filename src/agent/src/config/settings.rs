@@ -261,8 +261,8 @@ pub struct ServerTls {
     pub files: Option<(PathBuf, PathBuf)>,
     /// `--cert-dir`.
     pub folder: PathBuf,
-    /// Of TLS 1.2, by Go's names; empty: all good ones.
-    pub cipher_suites: Vec<String>,
+    /// Of TLS 1.2, by their standard names; empty: only TLS 1.3 is spoken.
+    pub cipher_suites: Vec<&'static str>,
     pub only_tls13: bool,
 }
 

@@ -159,6 +159,55 @@ fn unknown_fields_and_settings_without_effect_are_warnings() {
 }
 
 #[test]
+fn a_word_that_is_no_cipher_suite_is_a_fault_and_an_old_suite_a_warning() {
+    let suites = |list: &str| with_kubelet(&format!("tlsCipherSuites: [{list}]\n"));
+    let error = suites("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA265").expect_err("a typo");
+    let told = "tlsCipherSuites: holds \"TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA265\", which is no cipher suite";
+    assert!(error.contains(told) && error.contains("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"), "{error}");
+    let names = |settings: &Settings| settings.server.tls.cipher_suites.len();
+    let settings = suites("TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384").expect("only TLS 1.3");
+    assert_eq!((names(&settings), settings.warnings.len()), (0, 0));
+    let settings = suites("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305, TLS_RSA_WITH_AES_256_GCM_SHA384")
+        .expect("a list of hardening guides");
+    assert_eq!(names(&settings), 1);
+    assert!(
+        settings.warnings[0].contains("holds TLS_RSA_WITH_AES_256_GCM_SHA384, which"),
+        "{:?}",
+        settings.warnings
+    );
+    let settings = suites("TLS_RSA_WITH_AES_256_GCM_SHA384").expect("a suite of Go");
+    assert!(settings.warnings[0].ends_with("clients have to speak TLS 1.3 then"), "{:?}", settings.warnings);
+    assert_eq!(names(&with_kubelet("").expect("defaults")), 6);
+}
+
+#[test]
+fn there_is_one_serving_certificate_and_one_folder_of_certificates() {
+    let config = format!(
+        "{KUBELET}tlsCertFile: /tls/a.crt\ntlsPrivateKeyFile: /tls/a.key\nserverTLSBootstrap: true\n"
+    );
+    let load =
+        |line: &str| load_with(&[("k.yaml", &config)], &format!("--config %/k.yaml {line}")).expect(line);
+    // Alone nobody signs one; joined, the signed one would be overwritten by the files or the files by it.
+    let alone = load(ALONE);
+    assert!(alone.server.tls.files.is_some() && alone.warnings.is_empty(), "{:?}", alone.warnings);
+    let joined = load("--kubeconfig=/k.conf --root-dir=/srv/kubelet");
+    assert_eq!(joined.server.tls.files, None);
+    assert!(
+        joined.warnings[0].contains("tlsCertFile: has no effect beside serverTLSBootstrap"),
+        "{:?}",
+        joined.warnings
+    );
+    let folders = |settings: &Settings| {
+        let join = settings.join.as_ref().expect("it joins");
+        (join.certificates.folder.clone(), settings.server.tls.folder.clone())
+    };
+    let pki = std::path::PathBuf::from("/var/lib/kubelet/pki");
+    assert_eq!(folders(&joined), (pki.clone(), pki));
+    let (one, other) = folders(&load("--kubeconfig=/k.conf --cert-dir=/tls"));
+    assert_eq!((one.as_path(), other.as_path()), (Path::new("/tls"), Path::new("/tls")));
+}
+
+#[test]
 fn drop_ins_merge_in_order_and_flags_win() {
     let files = [
         ("k.yaml", format!("{KUBELET}maxPods: 50\nclusterDNS: [10.0.0.1]\nlogging: {{verbosity: 1, format: json}}\nsystemReserved: {{cpu: 1, memory: 1Gi}}\n").replace("cpu: 1,", "cpu: \"1\",")),

@@ -10,10 +10,12 @@ use longshore_cluster::{ApiClient, ApiError, review};
 use longshore_core::kubelet_api::access::User;
 use longshore_core::kubelet_api::cache::TtlCache;
 use longshore_core::kubelet_api::route::{Needed, Verb};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::UnixTime;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::listener::Peer;
+use super::seldom::Seldom;
 use super::tls::ClientAuthority;
 use crate::config::{CallerRules, RightsRules};
 
@@ -74,6 +76,8 @@ pub(super) struct Callers {
     tokens: Mutex<TtlCache<Digest, Option<User>>>,
     verdicts: Mutex<TtlCache<Question, bool>>,
     asking: Semaphore,
+    /// Lines about what the API server did not answer.
+    unanswered: Seldom,
     /// From here time is counted.
     origin: Instant,
 }
@@ -99,24 +103,25 @@ impl Callers {
             tokens: Mutex::new(TtlCache::new(KEPT)),
             verdicts: Mutex::new(TtlCache::new(KEPT)),
             asking: Semaphore::new(ASKED_AT_ONCE),
+            unanswered: Seldom::default(),
             origin: Instant::now(),
         }
     }
 
     /// The caller; `None` where it is nobody: it showed nothing, or nothing that counts.
-    pub(super) async fn who(&self, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Option<User> {
+    pub(super) async fn who(&self, peer: &Peer, headers: &HeaderMap) -> Option<User> {
         let mut refused = false;
-        if !chain.is_empty() && self.rules.client_ca.is_some() {
-            match self.authority.user(chain, UnixTime::now()) {
+        if !peer.chain.is_empty() && self.rules.client_ca.is_some() {
+            match self.authority.user(&peer.chain, UnixTime::now()) {
                 Ok(user) => return Some(user.authenticated()),
                 Err(why) => {
-                    tracing::debug!(why, "a client certificate does not count");
+                    tracing::debug!(why, peer = %peer.addr, "a client certificate does not count");
                     refused = true;
                 }
             }
         }
         if let Some(token) = bearer(headers) {
-            match self.owner(token).await {
+            match self.owner(peer, token).await {
                 Some(user) => return Some(user.authenticated()),
                 None => refused = true,
             }
@@ -125,7 +130,7 @@ impl Callers {
         (self.rules.anonymous && !refused).then(User::anonymous)
     }
 
-    async fn owner(&self, token: &str) -> Option<User> {
+    async fn owner(&self, peer: &Peer, token: &str) -> Option<User> {
         let ttl = self.rules.token_ttl?;
         let reviews = self.reviews.as_ref()?;
         if token.is_empty() || token.len() > MAX_TOKEN {
@@ -141,7 +146,12 @@ impl Callers {
                 user
             }
             Err(NoAnswer(why)) => {
-                tracing::warn!("a token could not be reviewed: {why}");
+                if let Some(more) = self.unanswered.line() {
+                    tracing::warn!(
+                        "the API server does not say whose token {} shows, who is refused with 401: {why}{more}",
+                        peer.addr
+                    );
+                }
                 None
             }
         }
@@ -150,8 +160,25 @@ impl Callers {
     /// Whether the user may do what the request needs.
     ///
     /// # Errors
-    /// Where the API server did not say.
-    pub(super) async fn may(&self, user: &User, needed: &Needed) -> Result<bool, NoAnswer> {
+    /// Where the API server did not say, which is told in the log too.
+    pub(super) async fn may(&self, peer: &Peer, user: &User, needed: &Needed) -> Result<bool, NoAnswer> {
+        let answer = self.judged(user, needed).await;
+        if let Err(NoAnswer(why)) = &answer
+            && let Some(more) = self.unanswered.line()
+        {
+            tracing::warn!(
+                "the API server does not say whether {} may {} {} of this node, whose request from {} is \
+                 answered with 500: {why}{more}",
+                user.name,
+                needed.verb.name(),
+                needed.subresources.join(" or "),
+                peer.addr
+            );
+        }
+        answer
+    }
+
+    async fn judged(&self, user: &User, needed: &Needed) -> Result<bool, NoAnswer> {
         let RightsRules::Webhook { allowed_ttl, denied_ttl } = self.rights else { return Ok(true) };
         let Some(reviews) = &self.reviews else {
             return Err(NoAnswer("there is no API server to ask".to_owned()));

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -45,6 +46,8 @@ const PING_ANSWER: Duration = Duration::from_secs(20);
 /// The other side of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
+    /// From where it came.
+    pub(super) addr: SocketAddr,
     /// What it showed in the handshake, its own first; it holds the key of that.
     pub(super) chain: Arc<[CertificateDer<'static>]>,
     /// Its place among the connections: who takes the connection over holds this on.
@@ -67,13 +70,14 @@ pub(super) async fn serve<S: Service>(
         "kubelet API",
         MAX_CONNECTIONS,
         &stop,
-        async || listener.accept().await.map(|(stream, _)| stream),
-        |stream, slot| {
+        async || listener.accept().await,
+        |(stream, addr), slot| {
             let (tls, service, stop) = (tls.clone(), service.clone(), stop.clone());
             tokio::spawn(async move {
-                let served = stop.run_until_cancelled(serve_connection(stream, tls, service, slot)).await;
+                let served =
+                    stop.run_until_cancelled(serve_connection((stream, addr), tls, service, slot)).await;
                 if let Some(Err(error)) = served {
-                    tracing::debug!(%error, "a connection ended early");
+                    tracing::debug!(%error, peer = %addr, "a connection ended early");
                 }
             });
         },
@@ -82,7 +86,7 @@ pub(super) async fn serve<S: Service>(
 }
 
 async fn serve_connection<S: Service>(
-    stream: TcpStream,
+    (stream, addr): (TcpStream, SocketAddr),
     tls: TlsAcceptor,
     service: Arc<S>,
     slot: OwnedSemaphorePermit,
@@ -95,7 +99,7 @@ async fn serve_connection<S: Service>(
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let chain: Vec<_> =
         session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
-    let peer = Peer { chain: chain.into(), slot: Arc::new(slot) };
+    let peer = Peer { addr, chain: chain.into(), slot: Arc::new(slot) };
     if is_http2 { http2(stream, peer, service).await } else { http1(stream, peer, service).await }
 }
 

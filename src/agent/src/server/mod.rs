@@ -11,6 +11,7 @@ mod logs;
 mod metrics;
 mod pods;
 mod routes;
+mod seldom;
 mod stats;
 mod streams;
 #[cfg(test)]
@@ -34,9 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{KubeletServer, RightsRules};
 use crate::metrics::PodMetrics;
+use crate::plain_http;
 use crate::pods::{Clock, PodsView};
 use crate::probes::Prober;
-use crate::plain_http;
 use crate::text::error_chain;
 use callers::Callers;
 pub use callers::Reviews;
@@ -155,6 +156,7 @@ fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
             runtime: parts.runtime.clone(),
             root: parts.root.clone(),
             earlier: Mutex::default(),
+            unread: seldom::Seldom::default(),
         },
         metrics: metrics::DaemonMetrics {
             node: parts.node.clone(),

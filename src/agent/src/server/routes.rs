@@ -12,7 +12,7 @@ use longshore_core::kubelet_api::summary::{cadvisor_metrics, resource_metrics, s
 use tokio::sync::Semaphore;
 
 use super::body::{self, Answer};
-use super::callers::{Callers, NoAnswer};
+use super::callers::Callers;
 use super::checkpoint::Checkpoints;
 use super::listener::{Peer, Service};
 use super::logs::Logs;
@@ -65,18 +65,17 @@ impl Guarded {
 impl Service for Guarded {
     async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Answer {
         let Ok(_place) = self.places.try_acquire() else { return body::busy("requests") };
-        let Some(user) = self.callers.who(&peer.chain, request.headers()).await else {
+        let Some(user) = self.callers.who(&peer, request.headers()).await else {
             return body::text(StatusCode::UNAUTHORIZED, "Unauthorized");
         };
         let route = Route::parse(request.uri().path());
         self.answers.metrics.requests.count(request.method(), route.as_ref(), "readwrite");
         let Some(verb) = Verb::of_method(request.method().as_str()) else { return not_allowed() };
         let needed = needed(route.as_ref(), verb);
-        match self.callers.may(&user, &needed).await {
+        match self.callers.may(&peer, &user, &needed).await {
             Ok(true) => {}
             Ok(false) => return body::text(StatusCode::FORBIDDEN, forbidden(&user, &needed)),
-            Err(NoAnswer(why)) => {
-                tracing::warn!(user = user.name, "rights could not be asked for: {why}");
+            Err(_) => {
                 let message =
                     format!("Authorization error (user={}, verb={})\n", user.name, needed.verb.name());
                 return body::text(StatusCode::INTERNAL_SERVER_ERROR, message);

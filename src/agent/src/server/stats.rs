@@ -15,6 +15,7 @@ use longshore_cri::containers::ContainerUsage;
 use longshore_cri::{ContainerFilter, Runtime};
 use longshore_kernel::disk;
 
+use super::seldom::Seldom;
 use crate::pods::{Clock, PodsView};
 
 /// Parts of a second the kernel counts CPU time in for programs (USER_HZ), on every architecture we know.
@@ -34,13 +35,20 @@ pub(super) struct Stats {
     /// Where pods' data is.
     pub(super) root: PathBuf,
     pub(super) earlier: Mutex<Earlier>,
+    /// Lines about a runtime that does not tell.
+    pub(super) unread: Seldom,
 }
 
 impl Stats {
     pub(super) async fn read(&self) -> Readings {
         let usage = self.runtime.upkeep.container_stats(&ContainerFilter::default()).await;
-        if let Err(error) = &usage {
-            tracing::debug!(error = error.one_line(), "the usage of containers cannot be read");
+        if let Err(error) = &usage
+            && let Some(more) = self.unread.line()
+        {
+            tracing::warn!(
+                "the runtime does not tell what containers use, so kubectl top and the summary show none: {}{more}",
+                error.one_line()
+            );
         }
         let images = self.runtime.images.image_fs_info().await.ok();
         let incomplete = usage.as_ref().map_or(true, |usage| !usage.rejected.is_empty());

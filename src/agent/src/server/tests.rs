@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use longshore_core::wire::PodView;
 use longshore_cri::fake::{FakeOptions, FakeRuntime};
 use longshore_cri::{CriError, ExecOutput, StreamIo, Streams};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -137,6 +138,7 @@ struct TestServer {
     pods: PodsView,
     authority: Authority,
     reviews: Arc<FakeReviews>,
+    shown: Arc<ServingCertificate>,
     roots: rustls::RootCertStore,
     stop: CancellationToken,
 }
@@ -145,6 +147,11 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// TLS with a certificate of our own.
+fn kept_in(folder: &Path) -> ServerTls {
+    ServerTls { files: None, folder: folder.to_owned(), cipher_suites: Vec::new(), only_tls13: false }
 }
 
 impl TestServer {
@@ -157,12 +164,7 @@ impl TestServer {
         let authority = Authority::new();
         let reviews = Arc::new(FakeReviews::default());
         reviews.rights.lock().unwrap().insert("admin * *".into());
-        let tls = ServerTls {
-            files: None,
-            folder: disk.path().join("pki"),
-            cipher_suites: Vec::new(),
-            only_tls13: false,
-        };
+        let tls = kept_in(&disk.path().join("pki"));
         let ca = disk.path().join("ca.crt");
         std::fs::write(&ca, &authority.pem).unwrap();
         let shown = Arc::new(ServingCertificate::default());
@@ -171,7 +173,7 @@ impl TestServer {
         roots.add(shown.current().unwrap().cert[0].clone()).unwrap();
         let known = Arc::new(ClientAuthority::default());
         known.load(&ca).unwrap();
-        let config = tls::server_config(&tls, shown, true).unwrap();
+        let config = tls::server_config(&tls, shown.clone(), true).unwrap();
         let pods = PodsView::default();
         let fake = FakeRuntime::new(FakeOptions::default());
         let folder = disk.path().join("logs");
@@ -196,6 +198,7 @@ impl TestServer {
                 runtime: fake.runtime(),
                 root: disk.path().to_owned(),
                 earlier: Mutex::default(),
+                unread: seldom::Seldom::default(),
             },
             metrics: metrics::DaemonMetrics {
                 node: "node".into(),
@@ -237,7 +240,7 @@ impl TestServer {
             Arc::new(Guarded::new(callers, answers)),
             stop.clone(),
         ));
-        let server = Self { addr, disk, pods, authority, reviews, roots, stop };
+        let server = Self { addr, disk, pods, authority, reviews, shown, roots, stop };
         server.publish(true);
         server
     }
@@ -762,23 +765,109 @@ async fn who_says_nothing_is_let_go() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
+/// What the server shows in a handshake.
+fn shown_to(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
 #[tokio::test]
 async fn a_new_certificate_is_shown_to_who_comes_next() {
-    let server = TestServer::start().await;
-    let folder = server.disk.path().join("pki");
-    let key = std::fs::metadata(folder.join("kubelet.key")).unwrap();
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
-    let settings = ServerTls { files: None, folder, cipher_suites: Vec::new(), only_tls13: false };
-    let again = tls::first_certificate(&settings, "node", &[]).unwrap();
-    let shown = ServingCertificate::default();
-    assert!(shown.current().is_none());
-    let first = again.cert[0].clone();
-    shown.set(again);
-    assert_eq!(shown.current().unwrap().cert[0], first);
-    assert_eq!(server.roots.len(), 1);
-    assert!(first == tls::first_certificate(&settings, "node", &[]).unwrap().cert[0], "kept on the disk");
-    let weak = ServerTls { cipher_suites: vec!["TLS_RSA_WITH_RC4_128_SHA".into()], ..settings };
-    assert!(tls::server_config(&weak, Arc::new(shown), true).is_ok(), "TLS 1.3 is left");
-    let pem = std::fs::read(server.disk.path().join("pki/kubelet.crt")).unwrap();
-    assert_eq!(CertificateDer::from_pem_slice(&pem).unwrap(), first);
+    let mut server = TestServer::start().await;
+    let first = server.shown.current().unwrap().cert[0].clone();
+    let mut before = server.connect(None).await;
+    assert_eq!(shown_to(&before), first);
+    let other = tempfile::tempdir().unwrap();
+    let next = tls::first_certificate(&kept_in(other.path()), "node", &[]).unwrap();
+    let second = next.cert[0].clone();
+    server.roots.add(second.clone()).unwrap();
+    server.shown.set(next);
+    assert_eq!(shown_to(&server.connect(None).await), second);
+    // Who has a connection goes on with it.
+    before.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    before.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 401"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[test]
+fn the_first_certificate_is_kept_on_the_disk_and_its_key_is_roots_alone() {
+    let disk = tempfile::tempdir().unwrap();
+    let settings = kept_in(&disk.path().join("pki"));
+    let made = tls::first_certificate(&settings, "node", &[]).unwrap();
+    let again = tls::first_certificate(&settings, "other", &[]).unwrap();
+    assert_eq!(made.cert[0], again.cert[0]);
+    let mode = |name: &str| {
+        let found = std::fs::metadata(settings.folder.join(name)).unwrap();
+        std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o777
+    };
+    assert_eq!((mode("kubelet.key"), mode("kubelet.crt")), (0o600, 0o644));
+}
+
+#[test]
+fn a_list_of_suites_is_what_is_offered() {
+    let suites = |names: &[&'static str]| {
+        let settings = ServerTls { cipher_suites: names.to_vec(), ..kept_in(Path::new("/nowhere")) };
+        let config = tls::server_config(&settings, Arc::default(), true).unwrap();
+        let of12 = config.crypto_provider().cipher_suites.iter().filter(|suite| suite.tls13().is_none());
+        of12.count()
+    };
+    // Every name the configuration takes is one that the library has, and it has no other.
+    assert_eq!(suites(&crate::config::OFFERED_SUITES), crate::config::OFFERED_SUITES.len());
+    assert_eq!(suites(&["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]), 1);
+    assert_eq!(suites(&[]), 0, "TLS 1.3 is left");
+    let all = rustls::crypto::ring::default_provider().cipher_suites;
+    let of12 = all.iter().filter(|suite| suite.tls13().is_none()).count();
+    assert_eq!(of12, crate::config::OFFERED_SUITES.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_change_are_taken_up_and_what_cannot_be_used_is_not() {
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    let others = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let made = others.each_ref().map(|folder| {
+        let pair = tls::first_certificate(&kept_in(folder.path()), "node", &[]).unwrap();
+        pair.cert[0].clone()
+    });
+    let copy = |which: usize| {
+        for (from, to) in [("kubelet.crt", "tls.crt"), ("kubelet.key", "tls.key")] {
+            std::fs::copy(others[which].path().join(from), at(to)).unwrap();
+        }
+    };
+    // The kernel's clock of files may be too coarse for two writes of a test.
+    let mut written = std::time::SystemTime::now();
+    let mut touch = |name: &str| {
+        written += Duration::from_secs(1);
+        std::fs::File::options().write(true).open(at(name)).unwrap().set_modified(written).unwrap();
+    };
+    copy(0);
+    let (first, second) = (Authority::new(), Authority::new());
+    std::fs::write(at("ca.crt"), &first.pem).unwrap();
+    let (shown, known) = (Arc::new(ServingCertificate::default()), Arc::new(ClientAuthority::default()));
+    shown.set(load_pair(&at("tls.crt"), &at("tls.key")).unwrap());
+    known.load(&at("ca.crt")).unwrap();
+    let counts = |authority: &Authority| {
+        let chain = authority.client("admin", false).0;
+        known.user(&chain, rustls::pki_types::UnixTime::now()).is_ok()
+    };
+    let pair = Some((at("tls.crt"), at("tls.key")));
+    let following = tokio::spawn(tls::follow_files(pair, shown.clone(), Some(at("ca.crt")), known.clone()));
+    let a_while = Duration::from_secs(11);
+    tokio::time::sleep(a_while).await;
+    // Half of a pair, and an authority that is none: what was there before stays in force.
+    std::fs::copy(others[1].path().join("kubelet.crt"), at("tls.crt")).unwrap();
+    std::fs::write(at("ca.crt"), "no certificate").unwrap();
+    touch("tls.crt");
+    touch("ca.crt");
+    tokio::time::sleep(a_while).await;
+    assert_eq!(shown.current().unwrap().cert[0], made[0]);
+    assert!(counts(&first) && !counts(&second));
+    copy(1);
+    std::fs::write(at("ca.crt"), &second.pem).unwrap();
+    touch("tls.key");
+    touch("ca.crt");
+    tokio::time::sleep(a_while).await;
+    assert_eq!(shown.current().unwrap().cert[0], made[1]);
+    assert!(counts(&second) && !counts(&first));
+    following.abort();
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -20,8 +20,9 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
-use crate::certificates::Serve;
+use crate::certificates::{Serve, write_whole};
 use crate::config::ServerTls;
+use crate::text::error_chain;
 
 /// Files with certificates are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -75,7 +76,11 @@ impl Serve for ServingCertificate {
     fn serve(&self, pair: &Path) {
         match load_pair(pair, pair) {
             Ok(certificate) => self.set(certificate),
-            Err(error) => tracing::warn!("{}", crate::text::error_chain(&error)),
+            Err(error) => tracing::warn!(
+                "the new serving certificate is not taken up, callers of the kubelet API go on seeing the one of \
+                 before: {}",
+                error_chain(&error)
+            ),
         }
     }
 }
@@ -212,13 +217,11 @@ pub(super) fn server_config(
     asks: bool,
 ) -> Result<ServerConfig, TlsError> {
     let mut provider = rustls::crypto::ring::default_provider();
-    if !settings.cipher_suites.is_empty() {
-        provider.cipher_suites.retain(|suite| {
-            let name = suite.suite().as_str().unwrap_or_default();
-            // As in Go, those of TLS 1.3 are not chosen.
-            suite.tls13().is_some() || settings.cipher_suites.iter().any(|wanted| is_suite(wanted, name))
-        });
-    }
+    provider.cipher_suites.retain(|suite| {
+        let name = suite.suite().as_str().unwrap_or_default();
+        // As in Go, those of TLS 1.3 are not chosen.
+        suite.tls13().is_some() || settings.cipher_suites.contains(&name)
+    });
     let algorithms = provider.signature_verification_algorithms;
     let versions: &[&rustls::SupportedProtocolVersion] =
         if settings.only_tls13 { &[&rustls::version::TLS13] } else { rustls::ALL_VERSIONS };
@@ -231,12 +234,6 @@ pub(super) fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
-}
-
-/// Go has two suites by two names.
-fn is_suite(wanted: &str, name: &str) -> bool {
-    wanted == name
-        || (name.ends_with("CHACHA20_POLY1305_SHA256") && name.strip_suffix("_SHA256") == Some(wanted))
 }
 
 /// The certificate to begin with: the configured one, else one that signs itself, kept in the folder of
@@ -264,24 +261,11 @@ pub(super) fn first_certificate(
         .mode(0o755)
         .create(&settings.folder)
         .map_err(|source| TlsError::File { action: "make folder", path: settings.folder.clone(), source })?;
-    write(&key, &key_pem, 0o600)?;
-    write(&certificate, &certificate_pem, 0o644)?;
-    load_pair(&certificate, &key)
-}
-
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
-    let failed = |source| TlsError::File { action: "write", path: path.to_owned(), source };
-    // A file of its own that takes the place of the old one: no reader meets half of it, nor a key with
-    // the old file's mode.
-    let fresh = path.with_extension("new");
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    for (path, text, mode) in [(&key, &key_pem, 0o600), (&certificate, &certificate_pem, 0o644)] {
+        let failed = |source| TlsError::File { action: "write", path: path.clone(), source };
+        write_whole(path, text.as_bytes(), mode).map_err(failed)?;
     }
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh).map_err(failed)?;
-    io::Write::write_all(&mut file, text.as_bytes()).map_err(failed)?;
-    std::fs::rename(&fresh, path).map_err(failed)
+    load_pair(&certificate, &key)
 }
 
 fn self_signed(node: &str, ips: &[IpAddr]) -> Result<(String, String), TlsError> {
@@ -365,7 +349,11 @@ pub(super) async fn follow_files(
                     shown.set(pair);
                     tracing::info!(file = %certificate.display(), "serving certificate taken up");
                 }
-                Err(error) => tracing::warn!("{}", crate::text::error_chain(&error)),
+                Err(error) => tracing::warn!(
+                    "tlsCertFile and tlsPrivateKeyFile were changed and cannot be used, callers go on seeing the \
+                     certificate of before: {}",
+                    error_chain(&error)
+                ),
             }
         }
         let now = written(&authority_paths);
@@ -373,7 +361,11 @@ pub(super) async fn follow_files(
             authority_seen = now;
             match authority.load(file) {
                 Ok(()) => tracing::info!(file = %file.display(), "client authority taken up"),
-                Err(error) => tracing::warn!("{}", crate::text::error_chain(&error)),
+                Err(error) => tracing::warn!(
+                    "authentication.x509.clientCAFile was changed and cannot be used, the authority of before \
+                     goes on counting: {}",
+                    error_chain(&error)
+                ),
             }
         }
     }

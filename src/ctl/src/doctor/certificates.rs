@@ -18,10 +18,10 @@ pub struct CertificateFact {
     pub facts: Result<CertificateFacts, String>,
 }
 
-/// Reads those of a root folder.
-pub fn read(root_dir: &Path) -> Vec<CertificateFact> {
+/// Reads those of a folder (`--cert-dir`).
+pub fn read(folder: &Path) -> Vec<CertificateFact> {
     let one = |purpose: Purpose| {
-        let path = root_dir.join("pki").join(format!("{}-current.pem", purpose.stem()));
+        let path = folder.join(format!("{}-current.pem", purpose.stem()));
         let facts = match std::fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
                 return None;
@@ -75,12 +75,11 @@ mod tests {
     #[test]
     fn a_certificate_is_judged_by_its_time() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read(folder.path()), []);
-        let pki = folder.path().join("pki");
-        std::fs::create_dir(&pki).unwrap();
+        let pki = folder.path();
+        assert_eq!(read(pki), []);
         let pem = include_bytes!("../../../core/src/certificates/example.pem");
         std::fs::write(pki.join("kubelet-client-current.pem"), pem).unwrap();
-        let fact = read(folder.path()).remove(0);
+        let fact = read(pki).remove(0);
         let facts = fact.facts.clone().unwrap();
         let after = |percent: i32| {
             let life = facts.not_after.duration_since(facts.not_before);
@@ -98,12 +97,12 @@ mod tests {
             assert!(found.says.contains(says) && found.mend.contains(mend), "{found:?}");
         }
         std::fs::write(pki.join("kubelet-server-current.pem"), "hello").unwrap();
-        let broken = finding(&read(folder.path())[1], after(50));
+        let broken = finding(&read(pki)[1], after(50));
         assert_eq!((broken.level, broken.check.as_str()), (Level::Fail, "serving certificate"));
         assert!(broken.says.contains("holds no certificate"), "{}", broken.says);
         // A link to nothing is a certificate that was lost.
         std::fs::remove_file(pki.join("kubelet-server-current.pem")).unwrap();
         std::os::unix::fs::symlink("/nowhere", pki.join("kubelet-server-current.pem")).unwrap();
-        assert!(read(folder.path())[1].facts.is_err());
+        assert!(read(pki)[1].facts.is_err());
     }
 }

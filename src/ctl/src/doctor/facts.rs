@@ -97,8 +97,8 @@ const NEEDED: &[caps::Capability] = &[
 /// Capabilities without which a part of it does nothing: its own limits and OOM score.
 const WISHED: &[caps::Capability] = &[caps::Capability::CAP_SYS_RESOURCE];
 
-/// Reads all facts of this node.
-pub async fn gather(node: &Node, root_dir: &Path) -> Facts {
+/// Reads all facts of this node, given the folders of pods' volumes and of certificates.
+pub async fn gather(node: &Node, (root_dir, cert_dir): (&Path, &Path)) -> Facts {
     Facts {
         root: nix::unistd::Uid::effective().is_root(),
         kernel: word("/proc/sys/kernel/osrelease").unwrap_or_default(),
@@ -115,7 +115,7 @@ pub async fn gather(node: &Node, root_dir: &Path) -> Facts {
         socket: node.daemon.socket().to_path_buf(),
         agent: agent(node).await,
         rivals: rivals(),
-        certificates: certificates::read(root_dir),
+        certificates: certificates::read(cert_dir),
         now: jiff::Timestamp::now(),
     }
 }

@@ -67,9 +67,14 @@ impl Finding {
     }
 }
 
-/// Examines the node; an error where a check failed, so that scripts see it in the exit code.
-pub async fn run(node: &Node, screen: &Screen, root_dir: &std::path::Path) -> Result<u8, CliError> {
-    let facts = facts::gather(node, root_dir).await;
+/// Examines the node, given the folders of pods' volumes and of certificates; an error where a check failed, so
+/// that scripts see it in the exit code.
+pub async fn run(
+    node: &Node,
+    screen: &Screen,
+    folders: (&std::path::Path, &std::path::Path),
+) -> Result<u8, CliError> {
+    let facts = facts::gather(node, folders).await;
     let findings = checks::all(&facts);
     if !structured(screen, &findings)? {
         print(&render(&findings, screen))?;
