@@ -36,6 +36,14 @@ pub enum CredentialsError {
         #[source]
         source: rustls::Error,
     },
+    #[error("{place}: the authority's certificate cannot be used")]
+    Authority {
+        place: String,
+        #[source]
+        source: rustls::Error,
+    },
+    #[error("{host:?} is neither an address nor a name that a server's certificate can be for")]
+    Name { host: String },
     #[error("{place}: the token is empty or has characters no header can carry")]
     Token { place: String },
 }
@@ -192,9 +200,8 @@ fn certificates(source: &Source) -> Result<Vec<CertificateDer<'static>>, Credent
 fn roots(source: &Source) -> Result<RootCertStore, CredentialsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(source)? {
-        roots
-            .add(certificate)
-            .map_err(|error| CredentialsError::Tls { place: place(source), source: error })?;
+        let unusable = |error| CredentialsError::Authority { place: place(source), source: error };
+        roots.add(certificate).map_err(unusable)?;
     }
     Ok(roots)
 }

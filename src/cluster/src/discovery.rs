@@ -24,6 +24,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 pub struct DiscoveryTransport {
     host: String,
     port: u16,
+    /// Whom the server's certificate has to be for, where it is checked.
+    name: ServerName<'static>,
     authority: String,
     tls: Arc<ClientConfig>,
 }
@@ -32,7 +34,7 @@ impl DiscoveryTransport {
     /// Believes whoever answers. What is read this way has to be proved by other means.
     ///
     /// # Errors
-    /// Where TLS cannot be set up.
+    /// A host that no certificate can be for.
     pub fn believing_anybody(host: &str, port: u16) -> Result<Self, CredentialsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -40,39 +42,42 @@ impl DiscoveryTransport {
             .map_err(wrong)?;
         let anybody = Arc::new(Anybody(provider));
         let tls = builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth();
-        Ok(Self::new(host, port, tls))
+        Self::new(host, port, tls)
     }
 
     /// Believes a server whose certificate one of these authorities, PEM, has issued.
     ///
     /// # Errors
-    /// Where they are none.
+    /// Where they are none, or the host is one that no certificate can be for.
     pub fn believing(host: &str, port: u16, authority: &[u8]) -> Result<Self, CredentialsError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(authority) {
-            let none = |_| CredentialsError::Pem { place: "cluster-info".into(), what: "certificate" };
-            roots.add(certificate.map_err(none)?).map_err(wrong)?;
+            roots.add(certificate.map_err(|_| none())?).map_err(wrong)?;
+        }
+        if roots.is_empty() {
+            return Err(none());
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(wrong)?;
-        Ok(Self::new(host, port, builder.with_root_certificates(roots).with_no_client_auth()))
+        Self::new(host, port, builder.with_root_certificates(roots).with_no_client_auth())
     }
 
-    fn new(host: &str, port: u16, mut tls: ClientConfig) -> Self {
+    fn new(host: &str, port: u16, mut tls: ClientConfig) -> Result<Self, CredentialsError> {
+        let name = ServerName::try_from(host.to_owned());
+        let name = name.map_err(|_| CredentialsError::Name { host: host.to_owned() })?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let authority =
             if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Self { host: host.to_owned(), port, authority, tls: Arc::new(tls) }
+        Ok(Self { host: host.to_owned(), port, name, authority, tls: Arc::new(tls) })
     }
 
     async fn connect(&self) -> Result<Opened, ApiError> {
         let failed = |source| ApiError::Connect { server: self.authority.clone(), source };
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
-        let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|error| failed(std::io::Error::other(error)))?;
-        let stream = TlsConnector::from(self.tls.clone()).connect(name, tcp).await.map_err(failed)?;
+        let connector = TlsConnector::from(self.tls.clone());
+        let stream = connector.connect(self.name.clone(), tcp).await.map_err(failed)?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(ApiError::NoHttp2 { server: self.authority.clone() });
         }
@@ -81,7 +86,11 @@ impl DiscoveryTransport {
 }
 
 fn wrong(source: rustls::Error) -> CredentialsError {
-    CredentialsError::Tls { place: "cluster-info".into(), source }
+    CredentialsError::Authority { place: "cluster-info".into(), source }
+}
+
+fn none() -> CredentialsError {
+    CredentialsError::Pem { place: "cluster-info".into(), what: "certificate" }
 }
 
 #[async_trait]
@@ -140,5 +149,99 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::client::ApiClient;
+    use crate::fake::FakeApi;
+    use crate::path::Path;
+
+    /// An authority and the PEM of its certificate.
+    fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        (Issuer::new(params, key), pem)
+    }
+
+    /// TLS of a server with a certificate for these names; its key is another's where `forged`.
+    fn server(issuer: &Issuer<'_, KeyPair>, names: &[&str], forged: bool) -> ServerConfig {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, issuer).unwrap();
+        let held = if forged { &other } else { &key };
+        let der = PrivateKeyDer::try_from(held.serialize_der()).unwrap();
+        let provider = rustls::crypto::ring::default_provider();
+        let held = provider.key_provider.load_private_key(der).unwrap();
+        let pair = rustls::sign::CertifiedKey::new(vec![certificate.der().clone()], held);
+        let shown = rustls::sign::SingleCertAndKey::from(pair);
+        let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+        let builder = builder.with_safe_default_protocol_versions().unwrap();
+        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(shown));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config
+    }
+
+    async fn read(transport: DiscoveryTransport) -> Result<Value, ApiError> {
+        ApiClient::new(Arc::new(transport)).get(&Path::core_in("d", "configmaps").then("a")).await
+    }
+
+    #[tokio::test]
+    async fn only_a_server_of_the_authority_by_its_name_and_key_is_believed() {
+        let (api, (meant, pem), (other, _)) = (FakeApi::default(), authority("meant"), authority("other"));
+        api.put("/api/v1/namespaces/d/configmaps/a", json!({"metadata": {"name": "a"}}));
+        let own = &["127.0.0.1"][..];
+        // The server, whether it is believed unseen, and what is said where it is checked.
+        let cases = [
+            (server(&meant, own, false), true, None),
+            (server(&other, own, false), true, Some("UnknownIssuer")),
+            (server(&meant, &["other.test"], false), true, Some("not valid for name")),
+            // A certificate is public: who shows it without its key is nobody, also where nobody is checked.
+            (server(&meant, own, true), false, None),
+        ];
+        for (number, (config, unseen, refusal)) in cases.into_iter().enumerate() {
+            let port = api.listen(config).await.unwrap().port();
+            let anybody = DiscoveryTransport::believing_anybody("127.0.0.1", port).unwrap();
+            assert_eq!(read(anybody).await.is_ok(), unseen, "case {number}");
+            let checked = DiscoveryTransport::believing("127.0.0.1", port, pem.as_bytes()).unwrap();
+            let got = read(checked).await;
+            match refusal {
+                None => assert_eq!(got.is_ok(), unseen, "case {number}"),
+                Some(text) => {
+                    let error = got.unwrap_err();
+                    assert!(error.is_untrusted() && error.one_line().contains(text), "{}", error.one_line());
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_no_impostor() {
+        let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let error =
+            read(DiscoveryTransport::believing_anybody("127.0.0.1", port).unwrap()).await.unwrap_err();
+        assert!(!error.is_untrusted() && error.one_line().contains("refused"), "{}", error.one_line());
+    }
+
+    #[test]
+    fn what_cannot_be_checked_is_refused_before_anybody_is_asked() {
+        let wrong = |host: &str, pem: &str| {
+            DiscoveryTransport::believing(host, 6443, pem.as_bytes()).unwrap_err().to_string()
+        };
+        let (_, pem) = authority("meant");
+        assert!(wrong("a_b!", &pem).contains("neither an address nor a name"));
+        assert!(wrong("api.test", "").contains("holds no certificate"));
+        let nonsense = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+        assert!(wrong("api.test", nonsense).contains("authority's certificate cannot be used"));
     }
 }

@@ -133,6 +133,14 @@ impl ApiError {
         }
     }
 
+    /// The server was reached and showed a certificate that does not count: another authority's, another name's, or
+    /// one that is over.
+    pub fn is_untrusted(&self) -> bool {
+        let Self::Connect { source, .. } = self else { return false };
+        let tls = source.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    }
+
     /// The whole chain in one line, for logs and `why`.
     pub fn one_line(&self) -> String {
         let mut text = self.to_string();

@@ -56,7 +56,8 @@ pub(super) async fn cluster(
 ) -> Result<Found, JoinError> {
     let client = doors.anybody(server)?;
     let name = client.server().to_owned();
-    let told = info(&client).await.map_err(|source| JoinError::Ask { server: name.clone(), source })?;
+    let unread = |what, source| JoinError::Ask { what, server: name.clone(), source: Box::new(source) };
+    let told = info(&client).await.map_err(|source| unread("cluster-info", source))?;
     let unsigned = || JoinError::Unsigned { server: name.clone(), id: token.id().to_owned() };
     let text = told
         .data
@@ -70,8 +71,10 @@ pub(super) async fn cluster(
         .map_err(|message| JoinError::Authority { server: name.clone(), message })?;
     // Until here anybody in between could have passed on the real cluster's words.
     let checked = doors.checked(server, found.authority.as_bytes())?;
-    let again =
-        info(&checked).await.map_err(|source| JoinError::Impostor { server: name.clone(), source })?;
+    let again = info(&checked).await.map_err(|source| match source.is_untrusted() {
+        true => JoinError::Impostor { server: name.clone(), source: Box::new(source) },
+        false => unread("cluster-info once more, over the checked connection,", source),
+    })?;
     if again.data.get("kubeconfig") != Some(text) {
         return Err(JoinError::Changed { server: name });
     }
@@ -97,20 +100,24 @@ fn read(text: &str) -> Result<Found, String> {
     let info: Info =
         serde_saphyr::from_str(text).map_err(|_| "its kubeconfig is not understood".to_owned())?;
     let cluster = info.clusters.into_iter().next().ok_or("its kubeconfig names no cluster")?.cluster;
-    let uri: http::Uri =
-        cluster.server.parse().map_err(|_| format!("names the server {:?}", cluster.server))?;
+    let uri: http::Uri = cluster.server.parse().map_err(|_| not_https(&cluster.server))?;
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     if uri.scheme_str() != Some("https") || host.is_empty() {
-        return Err(format!("names the server {:?}, which is not https://HOST:PORT", cluster.server));
+        return Err(not_https(&cluster.server));
     }
     let packed: String = cluster.certificate_authority_data.chars().filter(|c| !c.is_whitespace()).collect();
     let authority = STANDARD.decode(packed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let authority = authority.filter(|text| !text.is_empty()).ok_or("names no certificate-authority-data")?;
+    let none = "its kubeconfig has no certificate-authority-data that can be read";
+    let authority = authority.filter(|text| !text.is_empty()).ok_or(none)?;
     Ok(Found {
         server: Endpoint { host: host.to_owned(), port: uri.port_u16().unwrap_or(443) },
         base: uri.path().trim_end_matches('/').to_owned(),
         authority,
     })
+}
+
+fn not_https(server: &str) -> String {
+    format!("its kubeconfig names the server {server:?}, which is not https://HOST:PORT")
 }
 
 /// The cluster's KubeletConfiguration, or why it cannot be had; a token that is refused ends the join.
@@ -123,6 +130,9 @@ pub(super) async fn kubelet_config(
         Ok(mut told) => Ok(told.data.remove("kubelet").ok_or_else(|| "it has no `kubelet`".into())),
         Err(error) if error.code() == Some(401) => Err(JoinError::Expired { id: token.id().to_owned() }),
         Err(error) if matches!(error.code(), Some(403 | 404)) => Ok(Err(error.one_line())),
-        Err(source) => Err(JoinError::Ask { server: client.server().to_owned(), source }),
+        Err(source) => {
+            let (what, server) = ("kubelet-config", client.server().to_owned());
+            Err(JoinError::Ask { what, server, source: Box::new(source) })
+        }
     }
 }

@@ -60,11 +60,12 @@ pub struct JoinArgs {
 pub enum JoinError {
     #[error("--{flag}: {message}")]
     Flag { flag: &'static str, message: String },
-    #[error("cannot read cluster-info of {server}")]
+    #[error("cannot read {what} of {server}")]
     Ask {
+        what: &'static str,
         server: String,
         #[source]
-        source: ApiError,
+        source: Box<ApiError>,
     },
     #[error(transparent)]
     Tls(#[from] CredentialsError),
@@ -79,11 +80,14 @@ pub enum JoinError {
     Info { server: String, message: String },
     #[error("the authority that {server} names {message}: this is not the cluster that was meant")]
     Authority { server: String, message: String },
-    #[error("{server} does not prove to be a server of its own cluster-info's authority")]
+    #[error(
+        "{server} shows a certificate that does not count with the authority its cluster-info names: either somebody \
+         else answers there, or the API server's certificate is not for this address"
+    )]
     Impostor {
         server: String,
         #[source]
-        source: ApiError,
+        source: Box<ApiError>,
     },
     #[error("cluster-info of {server} says one thing to anybody and another over the checked connection")]
     Changed { server: String },
@@ -157,6 +161,18 @@ pub fn main(args: &JoinArgs) -> ExitCode {
     }
 }
 
+/// What was found out about who answers.
+fn believed(token: &Token, trust: &Trust) -> String {
+    let signed = format!("cluster-info is signed with token {}", token.id());
+    match trust {
+        Trust::Pins(_) => format!("{signed}; its authority has a key that was given"),
+        Trust::TokenOnly => format!(
+            "{signed}; its authority is not checked, as --discovery-token-unsafe-skip-ca-verification asks: whoever \
+             knows the token could have answered"
+        ),
+    }
+}
+
 /// Everything of joining; gives what there is to say.
 async fn run(args: &JoinArgs, doors: &dyn Doors) -> Result<Vec<String>, JoinError> {
     let flag = |flag| move |message| JoinError::Flag { flag, message };
@@ -165,8 +181,7 @@ async fn run(args: &JoinArgs, doors: &dyn Doors) -> Result<Vec<String>, JoinErro
     let trust = Trust::new(&args.pins, args.unsafe_skip).map_err(flag("discovery-token-ca-cert-hash"))?;
     let folders = JoinFolders { kubernetes: args.kubernetes_dir.clone(), root: args.root_dir.clone() };
     let found = discover::cluster(doors, &server, &token, &trust).await?;
-    let mut lines =
-        vec![format!("cluster-info is signed with token {}; its authority is the one meant", token.id())];
+    let mut lines = vec![believed(&token, &trust)];
     let config = Kubeconfig {
         host: found.server.host.clone(),
         port: found.server.port,

@@ -4,13 +4,16 @@
 mod objects;
 mod serve;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::client::ApiClient;
 use crate::error::ApiError;
@@ -76,6 +79,25 @@ impl FakeApi {
     /// A client of this server.
     pub fn client(&self) -> ApiClient {
         ApiClient::new(Arc::new(FakeTransport(self.clone())))
+    }
+
+    /// Serves on a port of the loopback too, with this TLS; gives the address.
+    ///
+    /// # Errors
+    /// Where no port can be had.
+    pub async fn listen(&self, tls: rustls::ServerConfig) -> std::io::Result<SocketAddr> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let addr = listener.local_addr()?;
+        let (api, acceptor) = (self.clone(), TlsAcceptor::from(Arc::new(tls)));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // A client that does not believe the server ends the handshake; the next one may.
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    tokio::spawn(serve::connection(api.clone(), stream));
+                }
+            }
+        });
+        Ok(addr)
     }
 
     /// Creates or replaces an object; `path` is its own, for example `/api/v1/namespaces/d/pods/a`.

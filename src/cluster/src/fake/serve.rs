@@ -12,7 +12,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::objects::{Address, Refusal, query};
@@ -41,7 +41,10 @@ fn whole(bytes: Vec<u8>) -> Flow {
 }
 
 /// Serves one connection until it is aborted.
-pub(super) async fn connection(api: FakeApi, stream: DuplexStream) {
+pub(super) async fn connection<S>(api: FakeApi, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(answer(api, request).await) }
