@@ -13,7 +13,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 use longshore_core::kubelet_api::log_text::{LogText, TailSearch};
 use longshore_core::kubelet_api::query::LogOptions;
-use longshore_core::pod::logs::is_rotated;
+use longshore_core::pod::logs::{Followed, is_packed, rotated_files};
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 
 /// Bytes read at once, and about the most an answer has waiting here.
@@ -74,7 +74,7 @@ enum Source {
 
 impl Source {
     fn new(name: &str, file: File) -> Self {
-        match name.ends_with(".gz") {
+        match is_packed(name) {
             true => Self::Packed(Box::new(MultiGzDecoder::new(file))),
             false => Self::Plain(file),
         }
@@ -108,6 +108,8 @@ pub(super) struct LogReader {
     follow: bool,
     /// Another file stands at the name; ours is read to its end once more before it is left.
     moved: bool,
+    /// Where the last source stands among the rotated files.
+    followed: Followed,
 }
 
 impl LogReader {
@@ -125,6 +127,7 @@ impl LogReader {
             text: LogText::new(options),
             follow: options.follow,
             moved: false,
+            followed: Followed::default(),
         };
         reader.find_present(options.tail)?;
         Ok(reader)
@@ -134,37 +137,44 @@ impl LogReader {
     fn find_present(&mut self, tail: Option<u64>) -> io::Result<()> {
         // Opened before the others are listed: a rotation between the two shows it twice, and loses nothing.
         let current = self.folder.file(Path::new(&self.name))?;
-        let own = current.as_ref().map(File::metadata).transpose()?.map(|found| (found.dev(), found.ino()));
+        let own = current.as_ref().map(identity).transpose()?;
         let mut left = tail;
         if let Some(mut file) = current {
             place(&mut file, false, &mut left, &mut self.text)?;
             self.sources.push_front(Source::Plain(file));
         }
-        for name in self.rotated()?.into_iter().rev() {
+        let names = self.rotated()?;
+        self.followed = Followed::opened(&names, self.named(&names, own)?);
+        for name in names.iter().rev() {
             if left == Some(0) {
                 break;
             }
-            let Some(mut file) = self.folder.file(Path::new(&name))? else { continue };
-            let found = file.metadata()?;
-            if Some((found.dev(), found.ino())) == own {
+            let Some(mut file) = self.folder.file(Path::new(name))? else { continue };
+            if Some(identity(&file)?) == own {
                 continue;
             }
-            place(&mut file, name.ends_with(".gz"), &mut left, &mut self.text)?;
-            self.sources.push_front(Source::new(&name, file));
+            place(&mut file, is_packed(name), &mut left, &mut self.text)?;
+            self.sources.push_front(Source::new(name, file));
         }
         Ok(())
     }
 
     /// Names of the files the log was rotated to, oldest first.
     fn rotated(&self) -> io::Result<Vec<String>> {
-        let names = self.folder.names()?;
-        let complete = |name: &String| is_rotated(&self.name, name) && !name.ends_with(".tmp");
-        let mut names: Vec<String> = names.into_iter().map(|(name, _)| name).filter(complete).collect();
-        // For a moment a file is there twice: compressed, and plain until it is removed.
-        let packed: Vec<String> =
-            names.iter().filter_map(|name| name.strip_suffix(".gz").map(str::to_owned)).collect();
-        names.retain(|name| !packed.contains(name));
-        Ok(names)
+        let names: Vec<String> = self.folder.names()?.into_iter().map(|(name, _)| name).collect();
+        Ok(rotated_files(&self.name, &names))
+    }
+
+    /// Which of these is that file.
+    fn named<'a>(&self, names: &'a [String], file: Option<Identity>) -> io::Result<Option<&'a str>> {
+        let Some(wanted) = file else { return Ok(None) };
+        for name in names {
+            let found = self.folder.file(Path::new(name))?.as_ref().map(identity).transpose()?;
+            if found == Some(wanted) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// Reads on: some text, or that there is none.
@@ -209,18 +219,11 @@ impl LogReader {
 
     /// At the end of the file being written: whether there is more to read now.
     fn turn(&mut self) -> io::Result<bool> {
-        let Some(Source::Plain(file)) = self.sources.front_mut() else {
-            let Some(file) = self.folder.file(Path::new(&self.name))? else { return Ok(false) };
-            self.sources.push_back(Source::Plain(file));
-            return Ok(true);
-        };
+        let Some(Source::Plain(file)) = self.sources.front_mut() else { return self.go_on(None) };
         let ours = file.metadata()?;
-        if std::mem::take(&mut self.moved) {
-            // Ours is complete now, and is left as one that was rotated before.
-            let next = self.successor((ours.dev(), ours.ino()))?;
-            self.moved = next.is_none();
-            self.sources.extend(next.map(Source::Plain));
-            return Ok(!self.moved);
+        if self.moved {
+            let ours = (identity(file)?, ours.len());
+            return self.go_on(Some(ours));
         }
         if ours.len() < file.stream_position()? {
             // Cut in place instead of renamed: what is there now is new.
@@ -233,19 +236,53 @@ impl LogReader {
         Ok(self.moved)
     }
 
-    /// The file that was written after the one we have: it may have been rotated twice since we looked.
-    fn successor(&self, ours: (u64, u64)) -> io::Result<Option<File>> {
-        let mut after_ours = false;
-        for name in self.rotated()? {
-            let Some(file) = self.folder.file(Path::new(&name))? else { continue };
-            if after_ours && !name.ends_with(".gz") {
-                return Ok(Some(file));
-            }
-            let found = file.metadata()?;
-            after_ours |= (found.dev(), found.ino()) == ours;
+    /// Takes what was written after the file we have, which is given with its length: there may be several, where it
+    /// was rotated more than once since we looked. Whether there is anything.
+    fn go_on(&mut self, ours: Option<(Identity, u64)>) -> io::Result<bool> {
+        // Opened before the others are listed, as at the beginning. Until it is there again nothing is lost.
+        let Some(current) = self.folder.file(Path::new(&self.name))? else { return Ok(false) };
+        let own = identity(&current)?;
+        if ours.is_some_and(|(ours, _)| ours == own) {
+            // Put back where it was: the runtime did not make another one.
+            self.moved = false;
+            return Ok(false);
         }
-        self.folder.file(Path::new(&self.name))
+        let names = self.rotated()?;
+        let our_name = self.named(&names, ours.map(|(file, _)| file))?;
+        let is_copy = |name: &str| {
+            let packed = self.folder.file(Path::new(name)).ok().flatten();
+            packed.zip(ours).is_some_and(|(packed, (_, length))| holds(&packed, length))
+        };
+        let mut sources = VecDeque::new();
+        for name in self.followed.later(&names, our_name, is_copy) {
+            let Some(file) = self.folder.file(Path::new(name))? else { continue };
+            if identity(&file)? != own {
+                sources.push_back(Source::new(name, file));
+            }
+        }
+        sources.push_back(Source::Plain(current));
+        self.followed = Followed::opened(&names, self.named(&names, Some(own))?);
+        // Ours is complete now, and is left as one that was rotated before.
+        self.sources.extend(sources);
+        self.moved = false;
+        Ok(true)
     }
+}
+
+/// Device and inode: what a file is, whatever it is called.
+type Identity = (u64, u64);
+
+fn identity(file: &File) -> io::Result<Identity> {
+    let found = file.metadata()?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Whether a compressed file holds so many bytes; its last four say it, little end first (RFC 1952, ISIZE).
+fn holds(packed: &File, bytes: u64) -> bool {
+    let Ok(length) = packed.metadata().map(|found| found.len()) else { return false };
+    let mut last = [0; 4];
+    let read = length.checked_sub(4).map(|at| packed.read_exact_at(&mut last, at));
+    matches!(read, Some(Ok(()))) && u64::from(u32::from_le_bytes(last)) == bytes & u64::from(u32::MAX)
 }
 
 /// Puts a file at the first of its last `left` lines and takes from `left` what it has.
@@ -390,6 +427,54 @@ mod tests {
         assert_eq!(read(&mut log), [12]);
         log.stop_following();
         assert!(matches!(log.step().unwrap(), Step::Ended));
+    }
+
+    #[test]
+    fn a_follower_two_rotations_behind_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("0.log");
+        let rotate =
+            |suffix: &str| std::fs::rename(&path, root.path().join(format!("0.log.{suffix}"))).unwrap();
+        // As rotation does it: another file, and the plain one is gone.
+        let pack = |suffix: &str| {
+            let plain = root.path().join(format!("0.log.{suffix}"));
+            let file = File::create(root.path().join(format!("0.log.{suffix}.gz"))).unwrap();
+            let mut packed = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+            packed.write_all(&std::fs::read(&plain).unwrap()).unwrap();
+            packed.finish().unwrap();
+            std::fs::remove_file(plain).unwrap();
+        };
+        append(&path, 0..3);
+        let mut log = open(root.path(), &path, None, true);
+        assert_eq!(read(&mut log), [0, 1, 2]);
+        append(&path, 3..4);
+        rotate("20260101-000001");
+        append(&path, 4..6);
+        pack("20260101-000001");
+        rotate("20260101-000002");
+        append(&path, 6..7);
+        assert_eq!(read(&mut log), [3, 4, 5, 6], "ours is compressed, the next one plain");
+        for (suffix, lines) in
+            [("20260101-000003", 7..9), ("20260101-000004", 9..12), ("20260101-000005", 12..13)]
+        {
+            rotate(suffix);
+            append(&path, lines);
+        }
+        pack("20260101-000003");
+        pack("20260101-000004");
+        assert_eq!(
+            read(&mut log),
+            (7..13).collect::<Vec<_>>(),
+            "two between are there, one of them compressed"
+        );
+        // Ours was thinned out, and what came after it not.
+        rotate("20260101-000006");
+        append(&path, 13..15);
+        std::fs::remove_file(root.path().join("0.log.20260101-000006")).unwrap();
+        rotate("20260101-000007");
+        pack("20260101-000007");
+        append(&path, 15..16);
+        assert_eq!(read(&mut log), [13, 14, 15]);
     }
 
     #[test]

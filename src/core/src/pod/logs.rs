@@ -44,26 +44,16 @@ pub fn rotation(
     if bytes < limits.max_bytes {
         return Vec::new();
     }
-    let prefix = format!("{name}.");
-    let mut steps = Vec::new();
-    let mut rotated: Vec<&String> = Vec::new();
-    for other in others.iter().filter(|other| other.starts_with(&prefix)) {
-        // Left by a rotation that was cut off: a half written file, or one that is compressed already.
-        let compressed = format!("{other}.gz");
-        if other.ends_with(".tmp") || others.contains(&compressed) {
-            steps.push(LogStep::Remove(other.clone()));
-        } else {
-            rotated.push(other);
-        }
-    }
-    // The suffix is a time, so the order of names is the order of writing.
-    rotated.sort();
+    let mut rotated = rotated_files(name, others);
+    // Left by a rotation that was cut off: a half written file, or one that is compressed already.
+    let left = others.iter().filter(|other| is_rotated(name, other) && !rotated.contains(other));
+    let mut steps: Vec<LogStep> = left.map(|other| LogStep::Remove(other.clone())).collect();
     // With the one that comes now and the one that is written it is as many as may be.
     let excess = rotated.len().saturating_sub(limits.max_files.saturating_sub(2));
-    steps.extend(rotated.drain(..excess).map(|old| LogStep::Remove(old.clone())));
-    let plain = rotated.iter().filter(|old| !old.ends_with(".gz"));
-    steps.extend(plain.map(|old| LogStep::Compress((*old).clone())));
-    let to = format!("{prefix}{}", now.strftime("%Y%m%d-%H%M%S"));
+    steps.extend(rotated.drain(..excess).map(LogStep::Remove));
+    let plain = rotated.into_iter().filter(|old| !is_packed(old));
+    steps.extend(plain.map(LogStep::Compress));
+    let to = format!("{name}.{}", now.strftime("%Y%m%d-%H%M%S"));
     if !others.contains(&to) {
         steps.push(LogStep::Rotate { to });
     }
@@ -74,6 +64,69 @@ pub fn rotation(
 pub fn is_rotated(name: &str, other: &str) -> bool {
     let suffix = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
     suffix.is_some_and(|suffix| suffix.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// The complete files a log was rotated to, of the names beside it, oldest first: `0.log.20261121-101500`, plain or
+/// `.gz`.
+pub fn rotated_files(name: &str, others: &[String]) -> Vec<String> {
+    let complete = |other: &&String| is_rotated(name, other) && !other.ends_with(".tmp");
+    let mut files: Vec<String> = others.iter().filter(complete).cloned().collect();
+    // For a moment a file is there twice: compressed, and plain until it is removed.
+    let packed: Vec<String> =
+        files.iter().filter(|other| is_packed(other)).map(|other| plain_name(other).to_owned()).collect();
+    files.retain(|other| !packed.contains(other));
+    // The suffix is a time, so the order of names is the order of writing.
+    files.sort_unstable();
+    files
+}
+
+/// Whether a rotated file is compressed.
+pub fn is_packed(name: &str) -> bool {
+    name.ends_with(".gz")
+}
+
+/// What a rotated file was called before it was compressed.
+fn plain_name(name: &str) -> &str {
+    name.strip_suffix(".gz").unwrap_or(name)
+}
+
+/// Where a reader that follows a log stands among the files it is rotated to. Its file may be rotated more than once
+/// between two looks, and compressed, which makes another file of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// The newest rotated file when ours was opened, plain.
+    newest: Option<String>,
+    /// Ours was among them.
+    rotated: bool,
+}
+
+impl Followed {
+    /// After the file was opened: the rotated ones then, oldest first, and which of them is ours, if it was rotated
+    /// in that moment.
+    pub fn opened(files: &[String], ours: Option<&str>) -> Self {
+        let newest = files.last().map(|newest| plain_name(newest).to_owned());
+        Self { newest, rotated: ours.is_some() }
+    }
+
+    /// The files that were written after ours, oldest first. `ours` is its present name where it is to be found;
+    /// `is_copy` says whether a compressed file holds what ours does.
+    pub fn later<'a>(
+        &self,
+        files: &'a [String],
+        ours: Option<&str>,
+        is_copy: impl FnOnce(&str) -> bool,
+    ) -> &'a [String] {
+        if let Some(at) = files.iter().position(|file| Some(file.as_str()) == ours) {
+            return &files[at + 1..];
+        }
+        let newest = self.newest.as_deref();
+        let fresh = &files[files.partition_point(|file| Some(plain_name(file)) <= newest)..];
+        match fresh.split_first() {
+            // The first one that came after ours was opened is ours, unless it was removed.
+            Some((first, rest)) if !self.rotated && is_packed(first) && is_copy(first) => rest,
+            _ => fresh,
+        }
+    }
 }
 
 /// The folder of links to all containers' logs, where log shippers look: beside the folder of pods' logs,
@@ -140,6 +193,38 @@ mod tests {
         ] {
             assert_eq!(is_rotated("0.log", other), expected, "{other}");
         }
+    }
+
+    #[test]
+    fn a_follower_finds_what_came_after_its_file() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (a, b, c) = ("0.log.20261121-090000", "0.log.20261121-093000", "0.log.20261121-100000");
+        let (a_gz, b_gz) = ("0.log.20261121-090000.gz", "0.log.20261121-093000.gz");
+        assert_eq!(rotated_files("0.log", &names(&[c, "0.log", a, b_gz, b, "0.log.1.tmp"])), [a, b_gz, c]);
+        // What was there when ours was opened, ours by its name of now, the compressed copy of ours, and the answer.
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], Option<&'a str>, Option<&'a str>, &'a [&'a str]);
+        let cases: [Case<'_>; 8] = [
+            (&[], &[], None, None, &[]),
+            (&[], &[a], Some(a), None, &[]),
+            (&[], &[a, b], Some(a), None, &[b]),
+            // Compressed meanwhile.
+            (&[], &[a_gz, b], None, Some(a_gz), &[b]),
+            (&[a], &[a_gz, b_gz, c], None, Some(b_gz), &[c]),
+            // Removed meanwhile: nothing that is left is ours.
+            (&[], &[b_gz, c], None, None, &[b_gz, c]),
+            (&[a], &[a_gz], None, Some(a_gz), &[]),
+            // Not there yet, so that nobody opened it.
+            (&[], &[a, b], None, None, &[a, b]),
+        ];
+        for (before, now, ours, copy, expected) in cases {
+            let followed = Followed::opened(&names(before), None);
+            let now = names(now);
+            let later = followed.later(&now, ours, |name| Some(name) == copy);
+            assert_eq!(later, names(expected), "{before:?} {now:?} {ours:?}");
+        }
+        // Ours was renamed in the moment it was opened, and looks like the next one by its length.
+        let followed = Followed::opened(&names(&[a]), Some(a));
+        assert_eq!(followed.later(&names(&[a_gz, b_gz]), None, |_| true), names(&[b_gz]));
     }
 
     #[test]

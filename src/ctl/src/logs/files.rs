@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use jiff::Timestamp;
+use longshore_core::pod::logs::{Followed, is_packed, rotated_files};
 
 use super::line::{Joiner, Record};
 
@@ -29,35 +30,40 @@ impl Window {
     }
 }
 
-/// Files a log was rotated to, oldest first: `0.log.20261121-101500`, plain or `.gz`.
-pub fn rotated(path: &Path) -> Vec<PathBuf> {
+/// Names of the files a log was rotated to, oldest first.
+fn rotated(path: &Path) -> Vec<String> {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Vec::new() };
-    let prefix = format!("{name}.");
-    let Some(folder) = path.parent() else { return Vec::new() };
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let suffix = name.to_str().and_then(|name| name.strip_prefix(&prefix));
-            suffix.is_some_and(|suffix| {
-                suffix.starts_with(|c: char| c.is_ascii_digit()) && !suffix.ends_with(".tmp")
-            })
-        })
-        .map(|entry| entry.path())
-        .collect();
-    // The suffix is a time, so the order of names is the order of writing.
-    files.sort();
-    // For a moment a file is there twice: compressed, and plain until it is removed.
-    let compressed: Vec<PathBuf> = files.iter().filter_map(|path| plain_name(path)).collect();
-    files.retain(|path| !compressed.contains(path));
-    files
+    let Some(Ok(entries)) = path.parent().map(std::fs::read_dir) else { return Vec::new() };
+    let others: Vec<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    rotated_files(name, &others)
 }
 
-/// What a compressed file was called before.
-fn plain_name(path: &Path) -> Option<PathBuf> {
-    path.extension().filter(|extension| *extension == "gz").map(|_| path.with_extension(""))
+/// Device and inode: what a file is, whatever it is called.
+type Identity = (u64, u64);
+
+fn identity(metadata: &std::fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Which of these names beside a log is that file.
+fn named<'a>(path: &Path, names: &'a [String], file: Option<Identity>) -> Option<&'a str> {
+    let wanted = file?;
+    let is_it = |name: &&String| {
+        std::fs::metadata(path.with_file_name(name)).is_ok_and(|found| identity(&found) == wanted)
+    };
+    names.iter().find(is_it).map(String::as_str)
+}
+
+/// Whether a compressed file holds so many bytes; its last four say it, little end first (RFC 1952, ISIZE).
+fn holds(packed: &Path, bytes: u64) -> bool {
+    let read = || {
+        let file = File::open(packed)?;
+        let mut last = [0; 4];
+        file.read_exact_at(&mut last, file.metadata()?.len().saturating_sub(4))?;
+        Ok::<_, io::Error>(u64::from(u32::from_le_bytes(last)))
+    };
+    read().is_ok_and(|length| length == bytes & u64::from(u32::MAX))
 }
 
 /// One container's log, read to its present end and then followed.
@@ -67,13 +73,28 @@ pub struct LogFile {
     file: Option<File>,
     joiner: Joiner,
     offset: u64,
+    /// Where the file stands among the rotated ones.
+    followed: Followed,
 }
 
 impl LogFile {
     /// Opens the log; a file that does not exist yet is waited for by `poll`.
     pub fn open(path: &Path) -> io::Result<Self> {
+        // Opened before the others are listed: a rotation between the two is noticed and loses nothing.
         let file = open_existing(path)?;
-        Ok(Self { path: path.to_path_buf(), file, joiner: Joiner::default(), offset: 0 })
+        let (joiner, offset, followed) = (Joiner::default(), 0, Followed::default());
+        let mut log = Self { path: path.to_path_buf(), file, joiner, offset, followed };
+        log.followed = log.stands(&rotated(path))?;
+        Ok(log)
+    }
+
+    fn own(&self) -> io::Result<Option<Identity>> {
+        let found = self.file.as_ref().map(File::metadata).transpose()?;
+        Ok(found.as_ref().map(identity))
+    }
+
+    fn stands(&self, names: &[String]) -> io::Result<Followed> {
+        Ok(Followed::opened(names, named(&self.path, names, self.own()?)))
     }
 
     /// Lines that were not in the CRI format.
@@ -85,8 +106,14 @@ impl LogFile {
     /// files are only opened where the newer ones do not fill it.
     pub fn read_present(&mut self, window: Window) -> io::Result<VecDeque<Record>> {
         let mut kept = VecDeque::new();
+        let mut older = rotated(&self.path);
+        if let Some(own) = named(&self.path, &older, self.own()?).map(str::to_owned) {
+            // It was rotated since it was opened: from here on following finds them.
+            let at = older.iter().position(|name| *name == own).unwrap_or(older.len());
+            older.truncate(at);
+        }
         self.poll(&mut |record| keep(&mut kept, record, window))?;
-        for older in rotated(&self.path).into_iter().rev() {
+        for older in older.into_iter().rev().map(|name| self.path.with_file_name(name)) {
             if window.tail.is_some_and(|tail| kept.len() >= tail) {
                 break;
             }
@@ -107,24 +134,19 @@ impl LogFile {
     /// Reads what was written since the last call. A file that was renamed away is read to its end
     /// before the one now at its path; true when anything was read.
     pub fn poll(&mut self, emit: &mut impl FnMut(Record)) -> io::Result<bool> {
-        if self.file.is_none() {
-            self.file = open_existing(&self.path)?;
-            self.offset = 0;
-        }
         let mut any = false;
+        if self.file.is_none() {
+            any |= self.go_on(emit)?;
+        }
         loop {
             let moved = self.was_rotated()?;
             any |= self.drain(emit)?;
-            if !moved {
-                return Ok(any);
-            }
             // Another file stands at the path, so the writer has reopened it and the old one is
             // complete. Between the two may be others, where it rotated twice since we looked.
-            self.file = self.successor()?;
-            self.offset = 0;
-            if self.file.is_none() {
+            if !moved || !self.go_on(emit)? {
                 return Ok(any);
             }
+            any = true;
         }
     }
 
@@ -133,19 +155,32 @@ impl LogFile {
         self.joiner.finish(emit);
     }
 
-    /// The file that was written after the one we have.
-    fn successor(&self) -> io::Result<Option<File>> {
-        if let Some(ours) = self.file.as_ref().map(File::metadata).transpose()? {
-            let is_ours = |path: &PathBuf| {
-                std::fs::metadata(path)
-                    .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
-            };
-            let mut later = rotated(&self.path).into_iter().skip_while(|path| !is_ours(path)).skip(1);
-            if let Some(file) = later.find_map(|path| File::open(path).ok()) {
-                return Ok(Some(file));
+    /// Reads what was written between the file we have and the one at the path, which it then has; false while there is
+    /// none at the path.
+    fn go_on(&mut self, emit: &mut impl FnMut(Record)) -> io::Result<bool> {
+        // Opened before the others are listed, as at the beginning.
+        let Some(current) = open_existing(&self.path)? else { return Ok(false) };
+        let next = identity(&current.metadata()?);
+        let ours = self.file.as_ref().map(File::metadata).transpose()?;
+        if ours.as_ref().is_some_and(|ours| identity(ours) == next) {
+            // Put back where it was: the runtime did not make another one.
+            return Ok(false);
+        }
+        let names = rotated(&self.path);
+        let our_name = named(&self.path, &names, ours.as_ref().map(identity));
+        let is_copy =
+            |name: &str| ours.as_ref().is_some_and(|ours| holds(&self.path.with_file_name(name), ours.len()));
+        for name in self.followed.later(&names, our_name, is_copy) {
+            let path = self.path.with_file_name(name);
+            // Thinned out meanwhile: its lines are gone, the others are not.
+            let Some(file) = open_existing(&path)? else { continue };
+            if identity(&file.metadata()?) != next {
+                feed_whole(&mut self.joiner, is_packed(name), file, emit)?;
             }
         }
-        open_existing(&self.path)
+        (self.file, self.offset) = (Some(current), 0);
+        self.followed = self.stands(&names)?;
+        Ok(true)
     }
 
     fn was_rotated(&mut self) -> io::Result<bool> {
@@ -202,22 +237,28 @@ fn keep(kept: &mut VecDeque<Record>, record: Record, window: Window) {
 fn read_whole(path: &Path, window: Window) -> io::Result<(VecDeque<Record>, u64)> {
     // Removed by rotation meanwhile: its lines are gone, the others are not.
     let Some(file) = open_existing(path)? else { return Ok((VecDeque::new(), 0)) };
-    let mut reader: Box<dyn Read> = match path.extension() {
-        Some(extension) if extension == "gz" => Box::new(MultiGzDecoder::new(file)),
-        _ => Box::new(file),
-    };
     let mut joiner = Joiner::default();
     let mut kept = VecDeque::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let count = reader.read(&mut chunk)?;
-        if count == 0 {
-            break;
-        }
-        joiner.feed(&chunk[..count], &mut |record| keep(&mut kept, record, window));
-    }
+    let packed = path.to_str().is_some_and(is_packed);
+    feed_whole(&mut joiner, packed, file, &mut |record| keep(&mut kept, record, window))?;
     joiner.finish(&mut |record| keep(&mut kept, record, window));
     Ok((kept, joiner.malformed))
+}
+
+fn feed_whole(
+    joiner: &mut Joiner,
+    packed: bool,
+    file: File,
+    emit: &mut impl FnMut(Record),
+) -> io::Result<()> {
+    let mut reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match reader.read(&mut chunk)? {
+            0 => return Ok(()),
+            count => joiner.feed(&chunk[..count], emit),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -304,6 +345,47 @@ mod tests {
         assert_eq!(polled(&mut log), [] as [u32; 0], "cut in place");
         append(&path, 12..13);
         assert_eq!(polled(&mut log), [12]);
+    }
+
+    #[test]
+    fn a_follower_two_rotations_behind_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        let at = |second: u32| folder.path().join(format!("0.log.20260101-{second:06}"));
+        let rotate = |second: u32| std::fs::rename(&path, at(second)).unwrap();
+        // As rotation does it: another file, and the plain one is gone.
+        let pack = |second: u32| {
+            let file = File::create(folder.path().join(format!("0.log.20260101-{second:06}.gz"))).unwrap();
+            let mut packed = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+            packed.write_all(&std::fs::read(at(second)).unwrap()).unwrap();
+            packed.finish().unwrap();
+            std::fs::remove_file(at(second)).unwrap();
+        };
+        append(&path, 0..3);
+        let mut log = LogFile::open(&path).unwrap();
+        assert_eq!(polled(&mut log), [0, 1, 2]);
+        append(&path, 3..4);
+        rotate(1);
+        append(&path, 4..6);
+        pack(1);
+        rotate(2);
+        append(&path, 6..7);
+        assert_eq!(polled(&mut log), [3, 4, 5, 6], "ours is compressed, the next one plain");
+        for (second, lines) in [(3, 7..9), (4, 9..12), (5, 12..13)] {
+            rotate(second);
+            append(&path, lines);
+        }
+        pack(3);
+        pack(4);
+        assert_eq!(polled(&mut log), (7..13).collect::<Vec<_>>(), "two between, one of them compressed");
+        // Ours was thinned out, and what came after it not.
+        rotate(6);
+        append(&path, 13..15);
+        std::fs::remove_file(at(6)).unwrap();
+        rotate(7);
+        pack(7);
+        append(&path, 15..16);
+        assert_eq!(polled(&mut log), [13, 14, 15]);
     }
 
     #[test]
