@@ -134,9 +134,7 @@ where
     let pod = node.pod(name).await?;
     let container = running(&pod, container)?;
     let io = StreamIo { tty: false, stdin: wanted.stdin, stdout: true, stderr: true };
-    let url = node.cri()?.exec_url(&container.id, command, io).await;
-    let url =
-        url.map_err(|error| CliError::new(error.one_line()).hint("longshore doctor checks the runtime"))?;
+    let url = node.cri()?.exec_url(&container.id, command, io).await?;
     let connection = upgrade::open(&url, upgrade::REMOTE_COMMAND).await?;
     // Nobody resizes what is no terminal.
     let (_, sizes) = mpsc::channel(1);

@@ -72,6 +72,12 @@ impl From<std::io::Error> for CliError {
     }
 }
 
+impl From<longshore_cri::CriError> for CliError {
+    fn from(error: longshore_cri::CriError) -> Self {
+        Self::new(error.one_line()).hint("longshore doctor checks the runtime")
+    }
+}
+
 /// Texts from the runtime and from files may hold line breaks and control bytes; a terminal must
 /// not obey them.
 pub fn one_line(text: &str) -> String {

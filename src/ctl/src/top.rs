@@ -25,10 +25,12 @@ pub struct PodUsage {
     pub pod: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
-    /// Thousandths of a core.
-    pub cpu_millis: u64,
-    /// Working set, bytes.
-    pub memory_bytes: u64,
+    /// Thousandths of a core; `None` where the runtime does not tell, or not yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Working set, bytes; `None` where the runtime does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// `top node`.
@@ -52,12 +54,9 @@ pub async fn pods(
     let pods = node.pods().await?;
     let cri = node.cri()?;
     let all = ContainerFilter::default();
-    let failed = |error: longshore_cri::CriError| {
-        CliError::new(error.one_line()).hint("longshore doctor checks the runtime")
-    };
-    let before = cri.container_stats(&all).await.map_err(failed)?;
+    let before = cri.container_stats(&all).await?;
     tokio::time::sleep(SPAN).await;
-    let after = cri.container_stats(&all).await.map_err(failed)?;
+    let after = cri.container_stats(&all).await?;
     let mut usage = usage(&pods, &before.items, &after.items, containers);
     usage.retain(|line| namespace.is_none_or(|namespace| namespace == line.namespace));
     if structured(screen, &usage)? {
@@ -103,11 +102,13 @@ fn usage(
             namespace: pod.key().namespace.to_string(),
             pod: pod.key().name.to_string(),
             container,
-            cpu_millis: 0,
-            memory_bytes: 0,
+            cpu_millis: Some(0),
+            memory_bytes: Some(0),
         });
-        line.cpu_millis += earlier.get(&now.id).map_or(0, |before| millis(before, now));
-        line.memory_bytes += now.memory_working_set.unwrap_or(0);
+        // What is not known of one of them is not known of the whole.
+        let add = |sum: Option<u64>, part: Option<u64>| Some(sum?.saturating_add(part?));
+        line.cpu_millis = add(line.cpu_millis, earlier.get(&now.id).and_then(|before| millis(before, now)));
+        line.memory_bytes = add(line.memory_bytes, now.memory_working_set);
     }
     let mut lines: Vec<PodUsage> = lines.into_values().collect();
     lines.sort_by(|a, b| {
@@ -120,13 +121,18 @@ fn usage(
 }
 
 /// Thousandths of a core between two readings, by the times at which the runtime took them.
-fn millis(before: &ContainerUsage, after: &ContainerUsage) -> u64 {
-    let (Some(from), Some(to)) = (before.cpu_nanoseconds, after.cpu_nanoseconds) else { return 0 };
+fn millis(before: &ContainerUsage, after: &ContainerUsage) -> Option<u64> {
+    let (from, to) = (before.cpu_nanoseconds?, after.cpu_nanoseconds?);
     let span = match (before.at, after.at) {
         (Some(from), Some(to)) => u64::try_from(to.duration_since(from).as_nanos()).unwrap_or(0),
         _ => u64::try_from(SPAN.as_nanos()).unwrap_or(0),
     };
-    to.saturating_sub(from).saturating_mul(1000).checked_div(span).unwrap_or(0)
+    // A counter that went back is another life of the container; a reading that was not taken anew tells nothing.
+    to.checked_sub(from)?.saturating_mul(1000).checked_div(span)
+}
+
+fn unknown() -> String {
+    "-".to_owned()
 }
 
 fn table(lines: &[PodUsage], screen: &Screen, containers: bool) -> String {
@@ -139,8 +145,8 @@ fn table(lines: &[PodUsage], screen: &Screen, containers: bool) -> String {
         let mut row = vec![
             line.namespace.clone(),
             line.pod.clone(),
-            format!("{}m", line.cpu_millis),
-            size(line.memory_bytes),
+            line.cpu_millis.map_or_else(unknown, |millis| format!("{millis}m")),
+            line.memory_bytes.map_or_else(unknown, size),
         ];
         if containers {
             row.insert(2, line.container.clone().unwrap_or_default());
@@ -249,7 +255,7 @@ mod tests {
             table(&usage(&pods, &before, &after, false), &screen(), false),
             "NAMESPACE  POD  CPU    MEMORY\n\
              default    db   1500m  300.0 MiB\n\
-             default    web  250m   35.0 MiB\n"
+             default    web  -      35.0 MiB\n"
         );
         assert_eq!(
             table(&usage(&pods, &before, &after, true), &screen(), true),
@@ -257,7 +263,13 @@ mod tests {
              default    db   main       1500m  300.0 MiB\n\
              default    web  a          250m   10.0 MiB\n\
              default    web  b          0m     20.0 MiB\n\
-             default    web  new        0m     5.0 MiB\n"
+             default    web  new        -      5.0 MiB\n"
+        );
+        let silent = ContainerUsage { memory_working_set: None, ..used("db", "main", 2000, 3000, 0) };
+        assert_eq!(
+            table(&usage(&pods, &before, &[silent], false), &screen(), false),
+            "NAMESPACE  POD  CPU    MEMORY\n\
+             default    db   1500m  -\n"
         );
     }
 

@@ -7,6 +7,10 @@ use serde::Serialize;
 
 use super::exposition::{Exposition, Kind, seconds};
 use crate::ids::{ContainerId, PodKey, PodUid};
+use crate::resources::cgroup_values::{cpu_quota_us, cpu_shares};
+
+/// Of CPU limits, microseconds (the kubelet's `cpuCFSQuotaPeriod` unless it is set).
+const CPU_PERIOD_US: u64 = 100_000;
 
 /// CPU and memory at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -191,11 +195,9 @@ fn pod_stats(pod: &PodReading, readings: &Readings, full: bool) -> PodStats {
         cpu: usage.as_ref().map(CpuStats::from),
         memory: usage.as_ref().map(MemoryStats::from),
         ephemeral_storage: full.then(|| {
-            let parts = pod
-                .containers
-                .iter()
-                .map(|one| one.layer.used.unwrap_or(0).saturating_add(one.logs_bytes.unwrap_or(0)));
-            let used = Some(parts.sum());
+            // What one of them does not tell is not known of the whole.
+            let part = |one: &ContainerReading| Some(one.layer.used?.saturating_add(one.logs_bytes?));
+            let used = pod.containers.iter().map(part).sum();
             FsStats::new(readings.at, &Disk { used, inodes_used: None, ..readings.node.disk.clone() })
         }),
     }
@@ -485,12 +487,12 @@ pub fn cadvisor_metrics(readings: &Readings) -> String {
         ("container_fs_usage_bytes", Kind::Gauge, |one, _| number(one.layer.used)),
         ("container_last_seen", Kind::Gauge, |_, usage| Some(usage.at.as_second().to_string())),
         ("container_start_time_seconds", Kind::Gauge, |one, _| Some(unix_seconds(one.started_at))),
-        ("container_spec_cpu_period", Kind::Gauge, |_, _| number(Some(100_000))),
+        ("container_spec_cpu_period", Kind::Gauge, |_, _| number(Some(CPU_PERIOD_US))),
         ("container_spec_cpu_shares", Kind::Gauge, |one, _| {
-            number(Some((one.limits.cpu_request_millis * 1024 / 1000).clamp(2, 262_144)))
+            number(Some(cpu_shares(one.limits.cpu_request_millis)))
         }),
         ("container_spec_cpu_quota", Kind::Gauge, |one, _| {
-            number(Some(one.limits.cpu_limit_millis * 100).filter(|quota| *quota > 0))
+            number(cpu_quota_us(one.limits.cpu_limit_millis, CPU_PERIOD_US))
         }),
         ("container_spec_memory_limit_bytes", Kind::Gauge, |one, _| number(Some(one.limits.memory_bytes))),
     ];
@@ -638,6 +640,12 @@ mod tests {
         assert_eq!(web["memory"]["workingSetBytes"], 2 << 20);
         assert_eq!(web["ephemeral-storage"]["usedBytes"], 30);
         assert_eq!(web["containers"][0]["logs"]["usedBytes"], 5);
+        // One whose log cannot be read makes the whole unknown, not smaller.
+        let mut partly = readings();
+        partly.pods[0].containers[1].logs_bytes = None;
+        let partly = summary(&partly, false);
+        let storage = &partly["pods"][0]["ephemeral-storage"];
+        assert!(storage.get("usedBytes").is_none() && storage["capacityBytes"] == 1000, "{storage}");
         let dark = &all["pods"][1];
         assert!(dark.get("cpu").is_none() && dark["containers"][0].get("memory").is_none(), "{dark}");
         let short = summary(&readings(), true);

@@ -41,10 +41,7 @@ pub async fn run(node: &Node, name: &PodName, request: &Request) -> Result<u8, C
     let wanted = Wanted { stdin: request.stdin, tty };
     let io = StreamIo { tty, stdin: wanted.stdin, stdout: true, stderr: !tty };
     let cri = node.cri()?;
-    let url = cri
-        .exec_url(&container.id, &request.command, io)
-        .await
-        .map_err(|error| CliError::new(error.one_line()).hint("longshore doctor checks the runtime"))?;
+    let url = cri.exec_url(&container.id, &request.command, io).await?;
     match stream(&url, wanted).await? {
         Ok(ExecEnd::Exited(code)) => Ok(code.clamp(0, 255) as u8),
         Ok(ExecEnd::Refused(message)) => Err(refused(&pod, request, &message)),
@@ -60,11 +57,7 @@ pub async fn attach(node: &Node, name: &PodName, request: &Request) -> Result<u8
     let tty = has_terminal(&pod, container.name.as_str()).unwrap_or(request.tty);
     let wanted = Wanted { stdin: request.stdin, tty };
     let io = StreamIo { tty, stdin: wanted.stdin, stdout: true, stderr: !tty };
-    let url = node
-        .cri()?
-        .attach_url(&container.id, io)
-        .await
-        .map_err(|error| CliError::new(error.one_line()).hint("longshore doctor checks the runtime"))?;
+    let url = node.cri()?.attach_url(&container.id, io).await?;
     match stream(&url, wanted).await? {
         Ok(ExecEnd::Exited(code)) => Ok(code.clamp(0, 255) as u8),
         Ok(ExecEnd::Refused(message)) => Err(CliError::new(format!(
