@@ -84,12 +84,20 @@ fn sandbox(pod: &NodePod) -> Result<SandboxId, CliError> {
 }
 
 async fn accept(listener: TcpListener, port: u16, cri: CriClient, sandbox: SandboxId) {
+    let mut refused = false;
     loop {
-        let Ok((client, from)) = listener.accept().await else {
-            // Out of file descriptors, most likely.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
+        let (client, from) = match listener.accept().await {
+            Ok(taken) => taken,
+            Err(error) => {
+                if !std::mem::replace(&mut refused, true) {
+                    eprintln!("cannot take a connection for port {port}: {error}; it is tried again");
+                }
+                // Out of file descriptors, most likely.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
         };
+        refused = false;
         let (cri, sandbox) = (cri.clone(), sandbox.clone());
         tokio::spawn(async move {
             if let Err(error) = connect(client, port, &cri, &sandbox).await {
@@ -100,8 +108,7 @@ async fn accept(listener: TcpListener, port: u16, cri: CriClient, sandbox: Sandb
 }
 
 async fn connect(client: TcpStream, port: u16, cri: &CriClient, sandbox: &SandboxId) -> Result<(), CliError> {
-    let url =
-        cri.port_forward_url(sandbox, &[port]).await.map_err(|error| CliError::new(error.one_line()))?;
+    let url = cri.port_forward_url(sandbox, &[port]).await?;
     let connection = upgrade::open(&url, upgrade::PORT_FORWARD).await?;
     carry(connection, client, port).await
 }
@@ -162,7 +169,8 @@ where
         end = &mut receive => end,
         sent = &mut send => match sent {
             Ok(()) => receive.await,
-            Err(error) => Err(error),
+            // A runtime that refuses the connection closes it after its words, which are still to be read.
+            Err(error) => tokio::time::timeout(WORDS, receive).await.unwrap_or(Err(error)),
         },
     }
 }
@@ -189,25 +197,28 @@ where
                 Ok(Ok(_)) => continue,
             }
         };
+        let ended = ended_by(&frame);
         match frame {
-            Frame::Data { stream: DATA, fin, payload } => {
+            Frame::Data { stream: DATA, payload, .. } => {
                 to_client.write_all(&payload).await?;
                 to_client.flush().await?;
-                if fin && data_ended.replace(Instant::now()).is_none() {
-                    let _ = to_client.shutdown().await;
-                }
             }
-            Frame::Data { stream: ERROR, fin, payload } => {
+            Frame::Data { stream: ERROR, payload, .. } => {
                 let room = MAX_MESSAGE.saturating_sub(message.len());
                 message.extend_from_slice(&payload[..payload.len().min(room)]);
-                words_ended |= fin;
             }
-            Frame::Reset { stream: ERROR, .. } => words_ended = true,
-            Frame::Reset { stream: DATA, .. } => data_ended = data_ended.or_else(|| Some(Instant::now())),
             Frame::GoAway { .. } => break,
             Frame::Ping { id } if id % 2 == 0 => {
                 // The sender is there as long as this is polled.
                 let _ = pongs.send(Frame::Ping { id }).await;
+            }
+            _ => {}
+        }
+        match ended {
+            Some(ERROR) => words_ended = true,
+            Some(DATA) if data_ended.is_none() => {
+                data_ended = Some(Instant::now());
+                let _ = to_client.shutdown().await;
             }
             _ => {}
         }
@@ -217,6 +228,18 @@ where
     match String::from_utf8_lossy(&message).trim() {
         "" => Ok(()),
         words => Err(CliError::new(words)),
+    }
+}
+
+/// The stream on which nothing more comes after this frame: any frame of a stream may be its last.
+fn ended_by(frame: &Frame) -> Option<u32> {
+    match frame {
+        Frame::Data { stream, fin: true, .. }
+        | Frame::SynStream { stream, fin: true, .. }
+        | Frame::SynReply { stream, fin: true, .. }
+        | Frame::Headers { stream, fin: true, .. }
+        | Frame::Reset { stream, .. } => Some(*stream),
+        _ => None,
     }
 }
 
@@ -293,5 +316,81 @@ mod tests {
             let end = carrying.await.unwrap();
             assert_eq!(end.err().map(|error| error.message).as_deref(), told);
         }
+    }
+
+    fn encoded(frames: &[Frame]) -> BytesMut {
+        let (mut encoder, mut out) = (Encoder::default(), BytesMut::new());
+        frames.iter().for_each(|frame| encoder.encode(frame, &mut out).unwrap());
+        out
+    }
+
+    #[tokio::test]
+    async fn any_last_frame_of_a_stream_ends_it() {
+        let reply = |stream| Frame::SynReply { stream, fin: true, headers: Vec::new() };
+        let more = |stream| Frame::Headers { stream, fin: true, headers: Vec::new() };
+        let reset = |stream| Frame::Reset { stream, status: 1 };
+        let data = |stream| Frame::Data { stream, fin: true, payload: Bytes::new() };
+        let makers: [&dyn Fn(u32) -> Frame; 4] = [&reply, &more, &reset, &data];
+        for (number, make) in makers.into_iter().enumerate() {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let (client, mut person) = tokio::io::duplex(1024);
+            let carrying = tokio::spawn(carry(ours, client, 80));
+            theirs.write_all(&encoded(&[make(DATA), make(ERROR)])).await.unwrap();
+            // Neither the connection nor the person's own side ends.
+            let (mut got, within) = (Vec::new(), Duration::from_secs(10));
+            tokio::time::timeout(within, person.read_to_end(&mut got)).await.expect("an end").unwrap();
+            let end = tokio::time::timeout(within, carrying).await.expect("an end").unwrap();
+            assert!(end.is_ok() && got.is_empty(), "frame {number}");
+        }
+    }
+
+    /// A connection that takes nothing any more and still has bytes to be read.
+    struct HalfClosed(std::io::Cursor<Vec<u8>>);
+
+    impl AsyncRead for HalfClosed {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::pin::Pin::new(&mut self.0).poll_read(context, buffer)
+        }
+    }
+
+    impl AsyncWrite for HalfClosed {
+        fn poll_write(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &[u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            std::task::Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_runtimes_words_are_told_where_it_takes_nothing_any_more() {
+        let words = Bytes::from_static(b"no such sandbox");
+        let frames = [
+            Frame::Data { stream: DATA, fin: true, payload: Bytes::new() },
+            Frame::Data { stream: ERROR, fin: true, payload: words },
+        ];
+        let connection = HalfClosed(std::io::Cursor::new(encoded(&frames).to_vec()));
+        let (client, _person) = tokio::io::duplex(1024);
+        let error = carry(connection, client, 80).await.unwrap_err();
+        assert_eq!(error.message, "no such sandbox");
     }
 }

@@ -84,6 +84,12 @@ fn endpoints(ports: &[PortRow]) -> String {
     counts.join(",")
 }
 
+/// `1 service`, `2 services`.
+fn counted(count: impl TryInto<u64>, what: &str) -> String {
+    let count = count.try_into().unwrap_or(u64::MAX);
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn status_text(view: &DataplaneView) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
@@ -94,20 +100,25 @@ fn status_text(view: &DataplaneView) -> String {
     line("in sync", &format!("{}{at}", if view.synced { "yes" } else { "not yet" }));
     line(
         "holds",
-        &format!("{} services, {} kernel objects, {} draining", view.services, view.objects, view.draining),
+        &format!(
+            "{}, {}, {} draining",
+            counted(view.services, "service"),
+            counted(view.objects, "kernel object"),
+            view.draining
+        ),
     );
     let counters = &view.counters;
     line(
         "done",
         &format!(
-            "{} syncs (last {} ms), {} writes, {} refused, {} audits found {} differences, {} UDP flows forgotten",
-            counters.syncs,
+            "{} (last {} ms), {}, {} refused, {} found {}, {} forgotten",
+            counted(counters.syncs, "sync"),
             counters.last_sync_ms,
-            counters.writes,
+            counted(counters.writes, "write"),
             counters.refusals,
-            counters.audits,
-            counters.drift,
-            counters.flows_deleted
+            counted(counters.audits, "audit"),
+            counted(counters.drift, "difference"),
+            counted(counters.flows_deleted, "UDP flow")
         ),
     );
     for failure in &view.failures {
