@@ -58,14 +58,17 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
     // The start gate knows nothing of the runtime in the first round.
     let mut first = Vec::new();
     let (mut start_cpu, mut stop_cpu, mut start_calls) = (Vec::new(), Vec::new(), Vec::new());
+    let runtime = node.runtime()?;
+    let mut runtime_cpu = Vec::new();
     let per_pod = |spent: f64| spent / pods as f64;
     let mut spent = Spent::since_now(&node)?;
     for _ in 0..rounds {
         quiet();
         spent.lap()?;
-        let before = calls(&node)?;
+        let (before, runtime_before) = (calls(&node)?, runtime.cpu()?);
         let start = node.start_pods(pods, "")?;
         let started = calls(&node)?;
+        runtime_cpu.push(per_pod((runtime.cpu()? - runtime_before) * 1000.0));
         quiet();
         start_cpu.push(per_pod(spent.lap()?));
         let stopping = calls(&node)?;
@@ -108,6 +111,10 @@ fn at_once(pods: usize, rounds: usize, own: &mut Own, report: &mut Report) -> Re
             .note(of_runtime(own.stop)),
     )?;
     report.tell(&Figure::new("calls of the runtime per pod started", pods, "", start_calls)?)?;
+    report.tell(
+        &Figure::new("the fake runtime's own processor time per pod started", pods, "ms", runtime_cpu)?
+            .note("in its one thread: of many pods at once each waits for that of those before it"),
+    )?;
     report.tell_cpu(
         pods,
         start_cpu,

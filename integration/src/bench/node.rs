@@ -72,6 +72,15 @@ impl BenchNode {
         Ok(Self { node, daemon })
     }
 
+    /// The runtime's own process.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub fn runtime(&self) -> Result<Watched> {
+        let pid = self.node.process(Service::Containerd).context("the runtime has no process")?;
+        Ok(Watched { pid, ..self.daemon.clone() })
+    }
+
     /// Starts the daemon again, after it was stopped.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::sources::{Change, Manifests};
 const SERVICE_CIDR: &str = "10.96.0.0/12";
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// Between two looks at the pods.
-const LOOK_PAUSE: Duration = Duration::from_millis(2);
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Adopted pods have said how they are within this, or are looked at as they come.
 const ADOPTED_WITHIN: Duration = Duration::from_secs(2);
 

@@ -202,7 +202,7 @@ impl Daemon {
     }
 
     fn status(&self, name: &str) -> PodStatus {
-        self.pod(name).map(|view| view.status.clone()).unwrap_or_default()
+        self.pod(name).map(|view| (*view.status).clone()).unwrap_or_default()
     }
 
     fn is_ready(&self, name: &str) -> bool {

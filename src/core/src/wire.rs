@@ -2,6 +2,7 @@
 //! Additive only: an older CLI must read a newer daemon's answers.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -22,10 +23,10 @@ pub struct PodView {
     pub key: PodKey,
     pub uid: PodUid,
     pub source: PodSource,
-    pub pod: std::sync::Arc<Pod>,
-    pub status: PodStatus,
+    pub pod: Arc<Pod>,
+    pub status: Arc<PodStatus>,
     pub lifecycle: Lifecycle,
-    pub observed: ObservedPod,
+    pub observed: Arc<ObservedPod>,
     pub waiting: Vec<Waiting>,
     /// Steps under way and since when.
     pub in_flight: Vec<(StepKey, Timestamp)>,

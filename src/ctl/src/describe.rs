@@ -364,16 +364,16 @@ mod tests {
             key: key.clone(),
             uid: PodUid::from("u-1"),
             source: PodSource::File { path: "/m/web.yaml".into(), document: 1 },
-            status: pod.status.clone().unwrap(),
+            status: std::sync::Arc::new(pod.status.clone().unwrap()),
             pod: std::sync::Arc::new(pod),
             lifecycle: Lifecycle::Syncing,
-            observed: ObservedPod {
+            observed: std::sync::Arc::new(ObservedPod {
                 uid: PodUid::from("u-1"),
                 key,
                 sandboxes: vec![],
                 containers: vec![],
                 observed_at: Timestamp::UNIX_EPOCH,
-            },
+            }),
             waiting: vec![Waiting {
                 reason: "CrashLoopBackOff".into(),
                 container: None,

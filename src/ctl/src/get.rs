@@ -75,7 +75,7 @@ async fn pods(node: &Node, screen: &Screen, request: &Request) -> Result<(), Cli
 /// The pod as the API would show it: what was wanted, with the status of now.
 fn with_status(view: &PodView) -> Result<Value, CliError> {
     let mut pod = (*view.pod).clone();
-    pod.status = Some(view.status.clone());
+    pod.status = Some((*view.status).clone());
     serde_json::to_value(pod).map_err(|error| CliError::new(error.to_string()))
 }
 

@@ -90,7 +90,7 @@ impl Node {
         match self.daemon.get::<Vec<PodView>>("/v1/pods").await {
             Ok(views) => Ok(views
                 .into_iter()
-                .map(|view| NodePod { observed: view.observed.clone(), view: Some(Arc::new(view)) })
+                .map(|view| NodePod { observed: (*view.observed).clone(), view: Some(Arc::new(view)) })
                 .collect()),
             Err(error @ ClientError::Down { .. }) => self.pods_of_runtime(&error).await,
             Err(error) => Err(error.into()),

@@ -26,15 +26,15 @@ fn web() -> PodView {
         uid: uid.clone(),
         source: PodSource::Api,
         pod: Arc::new(Pod::default()),
-        status: PodStatus { phase: Some("Running".into()), ..Default::default() },
+        status: Arc::new(PodStatus { phase: Some("Running".into()), ..Default::default() }),
         lifecycle: Lifecycle::Syncing,
-        observed: ObservedPod {
+        observed: Arc::new(ObservedPod {
             uid,
             key,
             sandboxes: Vec::new(),
             containers: Vec::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
-        },
+        }),
         waiting: Vec::new(),
         in_flight: Vec::new(),
         failures: Vec::new(),

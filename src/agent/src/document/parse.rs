@@ -9,14 +9,50 @@ use super::{DocumentError, Field, Node, Place, Value};
 
 /// Deeper nesting than this is refused; a Pod needs about 15.
 pub const MAX_DEPTH: usize = 64;
-/// Values in one file; a Pod has about 100.
+/// Values in one text that is read; a Pod has about 100.
 const MAX_NODES: usize = 200_000;
 
-/// All documents of a text, empty ones left out.
+/// Shorter texts are not worth a second thread, bytes.
+const WORTH_A_THREAD: usize = 8 * 1024;
+
+/// All documents of a text, empty ones left out. A long text of many is read by two threads.
 ///
 /// # Errors
 /// The first place where the text is not YAML, repeats a key or exceeds the bounds.
 pub fn parse(source: &str, text: &str) -> Result<Vec<Node>, DocumentError> {
+    let Some((front, back)) = halves(text) else { return parse_all(source, text, 0) };
+    let lines = u32::try_from(front.bytes().filter(|byte| *byte == b'\n').count()).unwrap_or(u32::MAX);
+    let both = std::thread::scope(|scope| {
+        let back = scope.spawn(|| parse_all(source, back, lines));
+        let front = parse_all(source, front, 0);
+        (front, back.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    match both {
+        (Ok(mut documents), Ok(back)) => {
+            documents.extend(back);
+            Ok(documents)
+        }
+        // Of the text as a whole it is known best what is wrong, and where.
+        _ => parse_all(source, text, 0),
+    }
+}
+
+/// The text cut at a line of `---` near its middle, which begins a document wherever it stands (YAML 1.2, 9.1.2).
+/// Directives and `...` belong to documents beside them: a text with any is left whole.
+fn halves(text: &str) -> Option<(&str, &str)> {
+    let special = |mark: &str| text.starts_with(&mark[1..]) || text.contains(mark);
+    if text.len() < WORTH_A_THREAD || special("\n%") || special("\n...") {
+        return None;
+    }
+    let middle = (text.len() / 2..text.len()).find(|at| text.is_char_boundary(*at))?;
+    let begins = |at: &usize| text[at + 4..].starts_with(['\n', '\r', ' ']);
+    let cut = text[middle..].match_indices("\n---").map(|(at, _)| middle + at).find(begins)?;
+    Some(text.split_at(cut + 1))
+}
+
+/// Reads one text, before which so many lines of its file stand.
+fn parse_all(source: &str, text: &str, lines: u32) -> Result<Vec<Node>, DocumentError> {
+    // Of its own for each thread: its count of references would go to and fro between processors.
     let source: std::sync::Arc<str> = std::sync::Arc::from(source);
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -33,7 +69,7 @@ pub fn parse(source: &str, text: &str) -> Result<Vec<Node>, DocumentError> {
         .map_err(|error| syntax_error(&source, &error))?;
     Ok(documents
         .into_iter()
-        .map(|document| place_tree(&source, document))
+        .map(|document| place_tree((&source, lines), document))
         .filter(|node| node.value != Value::Null)
         .collect())
 }
@@ -50,12 +86,17 @@ fn position(location: Location) -> (u32, u32) {
     (u32::try_from(location.line()).unwrap_or(0), u32::try_from(location.column()).unwrap_or(0))
 }
 
-fn place_of(source: &std::sync::Arc<str>, location: Location) -> Place {
+/// A file, and how many of its lines stand before what is read.
+type Within<'a> = (&'a std::sync::Arc<str>, u32);
+
+fn place_of((source, lines): Within<'_>, location: Location) -> Place {
     let (line, column) = position(location);
+    // 0 is a place nobody knows.
+    let line = if line > 0 { line + lines } else { line };
     Place { source: source.clone(), line, column }
 }
 
-fn place_tree(source: &std::sync::Arc<str>, spanned: Spanned<Tree>) -> Node {
+fn place_tree(source: Within<'_>, spanned: Spanned<Tree>) -> Node {
     let value = match spanned.value {
         Tree::Scalar(value) => value,
         Tree::List(items) => Value::List(items.into_iter().map(|item| place_tree(source, item)).collect()),

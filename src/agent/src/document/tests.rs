@@ -46,6 +46,30 @@ fn syntax_errors_have_a_line() {
 }
 
 #[test]
+fn a_long_text_of_many_documents_is_read_like_each_of_them() {
+    let document = |n: usize| {
+        format!("--- # {n}\nname: pod-{n}\ntext: |\n  first\n  --- no marker\nlist: [{}]\n", "x, ".repeat(50))
+    };
+    let text: String = (0..200).map(document).collect();
+    let all = parse("f.yaml", &text).unwrap();
+    assert_eq!(all.len(), 200);
+    for (n, read) in all.iter().enumerate() {
+        let alone = one(&document(n));
+        assert_eq!(read.get("text").unwrap().value, alone.get("text").unwrap().value, "document {n}");
+        let name = read.get("name").unwrap();
+        assert_eq!(name.as_text(), Some(format!("pod-{n}").as_str()));
+        assert_eq!(name.place.line as usize, n * 6 + 2, "document {n}");
+    }
+    for broken in [10, 190] {
+        let text: String = (0..200)
+            .map(|n| if n == broken { "---\na: b: c\n\n\n\n\n".into() } else { document(n) })
+            .collect();
+        let error = parse("f.yaml", &text).unwrap_err();
+        assert!(error.place.line.abs_diff(broken as u32 * 6 + 2) <= 1, "document {broken}: {error}");
+    }
+}
+
+#[test]
 fn nesting_and_aliases_are_bounded() {
     let deep = "[".repeat(MAX_DEPTH + 10) + &"]".repeat(MAX_DEPTH + 10);
     parse("f", &deep).expect_err("too deep");

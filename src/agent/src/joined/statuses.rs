@@ -44,7 +44,7 @@ impl Telling {
                     let Some(gone) = gone else { return };
                     told.views.remove(&gone.uid);
                     if gone.source == PodSource::Api {
-                        told.to.statuses.finish(&gone.uid, gone.status.clone());
+                        told.to.statuses.finish(&gone.uid, (*gone.status).clone());
                     }
                 }
             }
@@ -73,7 +73,7 @@ impl Told {
         }
         self.to.recorder.views(before.map(|before| &**before), pod);
         if before.is_none_or(|before| before.status != pod.status) {
-            self.to.statuses.tell(&object, Arc::new(pod.status.clone()));
+            self.to.statuses.tell(&object, pod.status.clone());
         }
         self.views.insert(object, pod.clone());
     }

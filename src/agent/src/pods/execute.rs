@@ -11,7 +11,9 @@ use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::hosts_file;
 use longshore_core::pod::leftover::Noted;
 use longshore_core::pod::logs::{link_name, links_folder};
-use longshore_core::pod::observed::{ContainerState, ObservedContainer, ObservedPod, SandboxState};
+use longshore_core::pod::observed::{
+    ContainerState, ObservedContainer, ObservedPod, ObservedSandbox, SandboxState,
+};
 use longshore_core::pod::snapshot::{CgroupDriver, NodeContext};
 use longshore_core::pod::spec::SandboxSpec;
 use longshore_core::pod::step::{
@@ -225,7 +227,7 @@ impl Executor {
             Step::StartContainer { container, id } => self.start_container(job, container, id).await,
             Step::PostStart { id, hook, .. } => self.post_start(id, hook).await,
             Step::StopContainer(stop) => self.stop_container(job, stop).await,
-            Step::StopSandbox { id } => self.stop_sandbox(id).await,
+            Step::StopSandbox { id } => self.stop_sandbox(job, id).await,
             Step::RemoveContainer { id, .. } => self.remove_container(job, id).await,
             Step::RemoveSandbox { id } => {
                 self.sandboxes.remove_sandbox(id).await.map_err(|e| failed("FailedKillPod", &e))?;
@@ -426,14 +428,16 @@ impl Executor {
         }
     }
 
-    async fn stop_sandbox(&self, id: &SandboxId) -> Outcome {
+    async fn stop_sandbox(&self, job: &StepJob, id: &SandboxId) -> Outcome {
         self.sandboxes.stop_sandbox(id).await.map_err(|e| failed("FailedKillPod", &e))?;
+        // The call answered that it is stopped, whatever a cached status still says.
+        let stopped =
+            |sandbox| StepResult::Sandbox(ObservedSandbox { state: SandboxState::NotReady, ..sandbox });
+        if let Some(known) = job.observed.sandboxes.iter().find(|sandbox| sandbox.id == *id) {
+            return Ok(stopped(known.clone()));
+        }
         match self.sandboxes.sandbox_status(id).await {
-            Ok(mut sandbox) => {
-                // The call answered that it is stopped, whatever a cached status still says.
-                sandbox.state = SandboxState::NotReady;
-                Ok(StepResult::Sandbox(sandbox))
-            }
+            Ok(sandbox) => Ok(stopped(sandbox)),
             Err(error) if error.kind == ErrorKind::NotFound => Ok(StepResult::Removed(id.to_string())),
             Err(error) => Err(failed("FailedKillPod", &error)),
         }

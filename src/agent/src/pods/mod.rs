@@ -369,7 +369,7 @@ impl Pods {
         state.born += 1;
         let (mut local, prior) = match record {
             Some(record) => (record.local(), record.status),
-            None => (LocalState::default(), told),
+            None => (LocalState::default(), told.map(Arc::new)),
         };
         local.journalled_cgroup = deps.journal.noted(&uid).and_then(|noted| noted.cgroup);
         tracing::info!(pod = %desired.key, %uid, adopted, source = ?desired.source, "pod taken on");

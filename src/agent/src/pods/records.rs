@@ -32,7 +32,7 @@ pub struct PodRecord {
     pub seen_at: Timestamp,
     pub deletion: Option<Deletion>,
     pub lifecycle: Lifecycle,
-    pub status: Option<PodStatus>,
+    pub status: Option<Arc<PodStatus>>,
     #[serde(default)]
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     #[serde(default)]
@@ -47,7 +47,7 @@ impl PodRecord {
     pub(super) fn of(
         desired: &DesiredPod,
         lifecycle: &Lifecycle,
-        status: Option<&PodStatus>,
+        status: Option<Arc<PodStatus>>,
         local: &LocalState,
     ) -> Self {
         Self {
@@ -58,7 +58,7 @@ impl PodRecord {
             seen_at: desired.seen_at,
             deletion: desired.deletion.clone(),
             lifecycle: lifecycle.clone(),
-            status: status.cloned(),
+            status,
             probes: local.probes.clone(),
             post_start: local.post_start.clone(),
             pre_stop: local.pre_stop.clone(),
@@ -81,7 +81,7 @@ impl PodRecord {
     /// Whether the pod takes something of the node: it was admitted and has not ended.
     pub(super) fn takes_room(&self) -> bool {
         let ended = matches!(self.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Released { .. });
-        let finished = self.status.as_ref().is_some_and(fold::is_finished);
+        let finished = self.status.as_deref().is_some_and(fold::is_finished);
         !ended && !finished && !fold::is_rejected(self.deletion.as_ref())
     }
 
@@ -101,7 +101,7 @@ impl PodRecord {
 /// What follows within this time is written together: a pod's start changes its record every few milliseconds,
 /// and what a killed daemon loses of it is found again. What is never found again waits only for as long as it
 /// takes to write it for many pods at once.
-const GATHER: Duration = Duration::from_millis(250);
+const GATHER: Duration = Duration::from_millis(500);
 const GATHER_URGENT: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]

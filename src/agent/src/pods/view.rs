@@ -81,7 +81,12 @@ impl PodsView {
             let mut pods = self.pods();
             let entry = pods.entry(view.uid.clone()).or_default();
             let old = entry.view.replace(view.clone());
-            old.is_none_or(|old| old.status != view.status || old.lifecycle != view.lifecycle)
+            let same = |old: &PodView| {
+                // A worker hands the same status on where nothing of it changed.
+                (Arc::ptr_eq(&old.status, &view.status) || old.status == view.status)
+                    && old.lifecycle == view.lifecycle
+            };
+            old.is_none_or(|old| !same(&old))
         };
         if news {
             self.bump();

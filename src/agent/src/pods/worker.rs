@@ -21,6 +21,7 @@ use longshore_core::pod::step::{Step, StepKey, StepOutcome, StepResult};
 use longshore_core::volume::VolumeContents;
 use longshore_core::wire::{PodView, TimelineOutcome};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::clock::millis_between;
 use super::events;
@@ -38,6 +39,10 @@ const PANIC_PAUSE_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// is not to be seen in the runtime, and doing it faster will not change that.
 const SPIN_LIMIT: u32 = 4;
 const SPIN_WINDOW: SignedDuration = SignedDuration::from_secs(10);
+/// While steps of the pod are under way, news is planned for together with what follows within this time: the
+/// runtime tells of what a call did a moment before it answers the call, and small steps end together.
+const TOGETHER_WITH_ANSWER: Duration = Duration::from_millis(10);
+const TOGETHER_WITH_STEPS: Duration = Duration::from_millis(2);
 
 /// What a worker starts from.
 #[derive(Debug)]
@@ -46,7 +51,7 @@ pub(super) struct Birth {
     pub lifecycle: Lifecycle,
     pub known: KnownPod,
     pub local: LocalState,
-    pub prior: Option<PodStatus>,
+    pub prior: Option<Arc<PodStatus>>,
     /// Orders this pod's starts among all pods'.
     pub order: u64,
 }
@@ -59,7 +64,7 @@ pub(super) struct Worker {
     lifecycle: Lifecycle,
     known: KnownPod,
     local: LocalState,
-    prior: Option<PodStatus>,
+    prior: Option<Arc<PodStatus>>,
     order: u64,
     objects: ReferencedObjects,
     /// What the volumes are to publish on this node; `None` once the pod or its objects changed.
@@ -76,8 +81,8 @@ pub(super) struct Worker {
     unsaved: bool,
     /// And nothing else remembers it.
     unsaved_alone: bool,
-    /// Something a plan looks at may have changed since the last one.
-    stale: bool,
+    /// Something a plan looks at may have changed since the last one: when the next one is due.
+    due: Option<Instant>,
     told: events::Told,
 }
 
@@ -106,7 +111,7 @@ impl Worker {
             panics_in_a_row: 0,
             unsaved: true,
             unsaved_alone: false,
-            stale: true,
+            due: Some(Instant::now()),
             told,
         };
         worker.note_observation();
@@ -122,7 +127,7 @@ impl Worker {
             let turn = std::panic::catch_unwind(AssertUnwindSafe(|| {
                 self.read_mail(mail);
                 // Most events of the runtime repeat what its answer to our own call said.
-                if std::mem::take(&mut self.stale) {
+                if self.due.take_if(|due| *due <= Instant::now()).is_some() {
                     self.turn();
                 }
             }));
@@ -155,7 +160,6 @@ impl Worker {
 
     fn pause_after_panic(&mut self) {
         self.panics_in_a_row += 1;
-        self.stale = true;
         self.deps.metrics.worker_panics.inc();
         let doublings = self.panics_in_a_row.min(7) - 1;
         let pause = (PANIC_PAUSE * (1 << doublings)).min(PANIC_PAUSE_MAX);
@@ -165,30 +169,46 @@ impl Worker {
     }
 
     async fn wait(&mut self) {
-        let until = self.wake_at.map(|at| self.deps.clock.until(at).max(Duration::from_millis(1)));
+        let left = self.wake_at.map(|at| self.deps.clock.until(at).max(Duration::from_millis(1)));
+        // What is further off than an instant can tell needs no timer.
+        let wake_at = left.and_then(|left| Instant::now().checked_add(left));
+        let until = [wake_at, self.due].into_iter().flatten().min();
         let timer = async move {
             match until {
-                Some(until) => tokio::time::sleep(until).await,
+                Some(until) => tokio::time::sleep_until(until).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             // What came says itself whether it is news.
-            () = self.inbox.arrived() => return,
+            () = self.inbox.arrived() => {}
             ended = self.steps.next() => {
                 self.step_ended(ended);
                 // Those that ended together need one plan.
                 while let Some(ended) = self.steps.next_now() {
                     self.step_ended(ended);
                 }
+                self.plan_within(TOGETHER_WITH_STEPS);
             }
-            Ok(()) = self.node.changed() => {}
+            Ok(()) = self.node.changed() => self.plan_now(),
             Ok(()) = self.object_changes.changed() => {
                 self.look_up_objects();
+                self.plan_now();
             }
-            () = timer => {}
+            () = timer => self.plan_now(),
         }
-        self.stale = true;
+    }
+
+    /// Something changed that nothing else is expected to come with.
+    fn plan_now(&mut self) {
+        self.due = Some(Instant::now());
+    }
+
+    /// Something changed, and the steps under way may end within this time too.
+    fn plan_within(&mut self, settle: Duration) {
+        let settle = if self.steps.is_empty() { Duration::ZERO } else { settle };
+        let at = Instant::now() + settle;
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     fn read_mail(&mut self, mail: Mail) {
@@ -205,7 +225,9 @@ impl Worker {
         for part in mail.parts {
             self.absorb_part(part);
         }
-        self.stale |= !mail.verdicts.is_empty() || mail.unblocked;
+        if !mail.verdicts.is_empty() || mail.unblocked {
+            self.plan_now();
+        }
         if let Some(deletion) = mail.end {
             self.desire(DesiredPod { deletion: Some(deletion), ..(*self.desired).clone() });
         }
@@ -241,7 +263,7 @@ impl Worker {
         self.desired = Arc::new(desired);
         self.look_up_objects();
         self.unsaved = true;
-        self.stale = true;
+        self.plan_now();
     }
 
     /// What the pod names may be another object now, and the pod another pod.
@@ -251,7 +273,7 @@ impl Worker {
     }
 
     fn absorb(&mut self, reading: ObservedPod) -> bool {
-        let before = self.known.pod().clone();
+        let before = self.known.shared();
         let news = self.known.absorb(reading);
         if news {
             self.observed(&before);
@@ -263,7 +285,7 @@ impl Worker {
     fn observed(&mut self, before: &ObservedPod) {
         self.tell_changes(before);
         self.note_observation();
-        self.stale = true;
+        self.plan_within(TOGETHER_WITH_ANSWER);
     }
 
     /// What follows from the observation for the local state: crash back-off, instances forgotten.
@@ -273,7 +295,7 @@ impl Worker {
     }
 
     fn absorb_part(&mut self, part: Part) {
-        let before = self.known.pod().clone();
+        let before = self.known.shared();
         let mut news = self.known.absorb_part(part.sandbox, part.containers, part.at);
         if let Some(id) = part.removed {
             self.known.apply(&StepResult::Removed(id), part.at);
@@ -316,7 +338,7 @@ impl Worker {
         self.deps.recorder.ended(&self.desired, &ended.step, &outcome, Duration::from_millis(took_ms));
         self.deps.view.ended(&self.desired.uid, &key.to_string(), took_ms, result, detail);
         if let StepOutcome::Done(done) = &outcome {
-            let before = self.known.pod().clone();
+            let before = self.known.shared();
             self.known.apply(done, now);
             self.tell_changes(&before);
             let (count, since) = self.done_lately.entry(key).or_insert((0, now));
@@ -365,7 +387,7 @@ impl Worker {
             node,
             objects: &self.objects,
             contents: self.contents.as_ref().map(|(_, contents)| contents),
-            prior: self.prior.as_ref(),
+            prior: self.prior.as_deref(),
         }
     }
 
@@ -405,7 +427,7 @@ impl Worker {
         if wanted.is_empty() {
             return;
         }
-        let observed = Arc::new(self.known.pod().clone());
+        let observed = self.known.shared();
         for step in wanted {
             let key = step.key();
             if let Some(held_until) = self.held_until(&key, now) {
@@ -439,29 +461,19 @@ impl Worker {
     }
 
     fn publish(&mut self, plan: Plan, status: PodStatus, now: Timestamp) {
-        let uid = &self.desired.uid;
-        if self.prior.as_ref() != Some(&status) {
-            for event in events::of_status(self.prior.as_ref(), &status, now) {
-                self.deps.view.event(uid, event.at, event.what, event.detail);
-            }
-            let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
-            if runs(&status) && !self.prior.as_ref().is_some_and(runs) {
-                self.deps.metrics.started(self.desired.seen_at, now);
-            }
-            self.unsaved = true;
-        }
+        let status = self.note_status(status, now);
         if self.probes != plan.probes {
             self.deps.probes.want(&self.desired, plan.probes.clone());
             self.probes = plan.probes;
         }
         self.deps.view.publish(PodView {
             key: self.desired.key.clone(),
-            uid: uid.clone(),
+            uid: self.desired.uid.clone(),
             source: self.desired.source.clone(),
             pod: self.desired.pod.clone(),
-            status: status.clone(),
+            status,
             lifecycle: self.lifecycle.clone(),
-            observed: self.known.pod().clone(),
+            observed: self.known.shared(),
             waiting: plan.waiting,
             in_flight: self.local.in_flight.iter().map(|(key, since)| (key.clone(), *since)).collect(),
             probes: fold::probe_views(&self.local, self.known.pod()),
@@ -473,11 +485,29 @@ impl Worker {
                 .map(|(key, failure)| (key.clone(), failure.clone()))
                 .collect(),
         });
-        self.prior = Some(status);
+    }
+
+    /// Takes the status where it is another one, and tells what differs; gives the one that holds.
+    fn note_status(&mut self, status: PodStatus, now: Timestamp) -> Arc<PodStatus> {
+        let prior = self.prior.as_deref();
+        if let Some(same) = self.prior.as_ref().filter(|prior| ***prior == status) {
+            return same.clone();
+        }
+        for event in events::of_status(prior, &status, now) {
+            self.deps.view.event(&self.desired.uid, event.at, event.what, event.detail);
+        }
+        let runs = |status: &PodStatus| status.phase.as_deref() == Some("Running");
+        if runs(&status) && !prior.is_some_and(runs) {
+            self.deps.metrics.started(self.desired.seen_at, now);
+        }
+        self.unsaved = true;
+        let status = Arc::new(status);
+        self.prior = Some(status.clone());
+        status
     }
 
     fn save(&mut self) {
-        let record = PodRecord::of(&self.desired, &self.lifecycle, self.prior.as_ref(), &self.local);
+        let record = PodRecord::of(&self.desired, &self.lifecycle, self.prior.clone(), &self.local);
         self.unsaved = false;
         match std::mem::take(&mut self.unsaved_alone) {
             true => self.deps.records.save_soon(record),

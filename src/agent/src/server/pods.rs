@@ -28,7 +28,7 @@ pub(super) fn pods(pods: &PodsView) -> Answer {
         pods.list()
             .iter()
             .filter(shown)
-            .map(|view| Pod { status: Some(view.status.clone()), ..Pod::clone(&view.pod) }),
+            .map(|view| Pod { status: Some((*view.status).clone()), ..Pod::clone(&view.pod) }),
     )
 }
 

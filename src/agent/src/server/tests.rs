@@ -315,15 +315,15 @@ impl TestServer {
             uid: uid.clone(),
             source: PodSource::Api,
             pod: Arc::new(pod),
-            status,
+            status: Arc::new(status),
             lifecycle: Lifecycle::Syncing,
-            observed: ObservedPod {
+            observed: Arc::new(ObservedPod {
                 uid,
                 key,
                 sandboxes: vec![sandbox],
                 containers: vec![container],
                 observed_at: now,
-            },
+            }),
             waiting: Vec::new(),
             in_flight: Vec::new(),
             failures: Vec::new(),

@@ -132,6 +132,8 @@ async fn what_is_no_file_or_too_large_is_named_and_stops_nothing() {
     fs::write(world.path("large.yaml"), vec![b'#'; MAX_FILE_BYTES as usize + 1]).unwrap();
     fs::write(world.path("z.yaml"), pod("z", "z:1")).unwrap();
     world.hears(&["+z:1"]).await;
+    // Problems are told a moment after the pods.
+    world.until("three problems", |world| world.manifests.problems().len() == 3).await;
     let problems = world.manifests.problems();
     let of = |name: &str| {
         let found = problems.iter().find(|problem| problem.place.ends_with(name));

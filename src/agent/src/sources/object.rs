@@ -179,8 +179,8 @@ fn bad_name(name: &str) -> Option<String> {
 
 /// Reads with the API's full type, so that every field it has is accepted and no other.
 fn read_strictly<T: DeserializeOwned>(node: &Node, kind: Kind) -> Result<T, DocumentError> {
-    let stripped = without_type(node);
-    let reading = document::read::<T>(&stripped).map_err(|mut error| {
+    // `kind` and `apiVersion` were looked at before, and the API's own types know them.
+    let reading = document::read::<T>(node).map_err(|mut error| {
         // serde quotes the value it refuses, and this one may be a password.
         if kind == Kind::Secret {
             "is not of the type it must have; give text in stringData or base64 in data"
@@ -203,7 +203,7 @@ fn read_slim<T: DeserializeOwned>(node: &Node) -> Result<T, DocumentError> {
     document::read::<T>(&without_type(node)).map(|reading| reading.value)
 }
 
-/// The document without `kind` and `apiVersion`, which the types do not carry.
+/// The document without `kind` and `apiVersion`, which slim types do not carry.
 fn without_type(node: &Node) -> Node {
     let mut node = node.clone();
     if let Value::Map(fields) = &mut node.value {

@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -13,10 +14,11 @@ use crate::pod::observed::{
 };
 use crate::pod::step::StepResult;
 
-/// The pod as far as it is known, and what is known to be removed.
+/// The pod as far as it is known, and what is known to be removed. Readers share it, and a change copies it only
+/// where somebody still looks at the old one.
 #[derive(Clone, Debug)]
 pub struct KnownPod {
-    pod: ObservedPod,
+    pod: Arc<ObservedPod>,
     /// Runtime ids whose removal was confirmed, until a reading from after that lacks them.
     removed: BTreeMap<String, Timestamp>,
 }
@@ -25,12 +27,17 @@ impl KnownPod {
     /// Nothing known yet.
     pub fn new(key: PodKey, uid: PodUid, now: Timestamp) -> Self {
         let pod = ObservedPod { uid, key, sandboxes: Vec::new(), containers: Vec::new(), observed_at: now };
-        Self { pod, removed: BTreeMap::new() }
+        Self { pod: Arc::new(pod), removed: BTreeMap::new() }
     }
 
     /// What the runtime has, as far as known.
     pub fn pod(&self) -> &ObservedPod {
         &self.pod
+    }
+
+    /// The same, to be kept while more is learned.
+    pub fn shared(&self) -> Arc<ObservedPod> {
+        self.pod.clone()
     }
 
     /// Folds in everything the runtime has under this uid, read at `reading.observed_at` or a
@@ -58,12 +65,12 @@ impl KnownPod {
                 None => {}
             }
         }
-        self.pod.sandboxes = sandboxes;
-        self.pod.containers = containers;
-        self.sort();
-        let news = self.pod.sandboxes != before.sandboxes || self.pod.containers != before.containers;
-        self.pod.observed_at = self.pod.observed_at.max(at);
-        news
+        let pod = Arc::make_mut(&mut self.pod);
+        pod.sandboxes = sandboxes;
+        pod.containers = containers;
+        pod.observed_at = pod.observed_at.max(at);
+        sort(pod);
+        self.pod.sandboxes != before.sandboxes || self.pod.containers != before.containers
     }
 
     /// Folds in what an event tells of one sandbox: a part of the pod, so that what it lacks says
@@ -74,66 +81,94 @@ impl KnownPod {
         containers: Vec<ObservedContainer>,
         at: Timestamp,
     ) -> bool {
-        let before = (self.pod.sandboxes.clone(), self.pod.containers.clone());
-        for sandbox in sandbox.into_iter().filter(|s| !self.removed_by(s.id.as_str(), at)).collect::<Vec<_>>()
-        {
-            self.put_sandbox(sandbox);
+        let mut news = false;
+        if let Some(sandbox) = sandbox.filter(|s| !self.removed_by(s.id.as_str(), at)) {
+            news |= self.put_sandbox(sandbox);
         }
-        for container in
-            containers.into_iter().filter(|c| !self.removed_by(c.id.as_str(), at)).collect::<Vec<_>>()
-        {
-            self.put_container(container);
+        for container in containers {
+            if !self.removed_by(container.id.as_str(), at) {
+                news |= self.put_container(container);
+            }
         }
-        self.sort();
-        (&before.0, &before.1) != (&self.pod.sandboxes, &self.pod.containers)
+        if news {
+            sort(Arc::make_mut(&mut self.pod));
+        }
+        news
     }
 
     /// Folds in the runtime's reply to a call of ours (invariant 4).
     pub fn apply(&mut self, result: &StepResult, now: Timestamp) {
         match result {
-            StepResult::Sandbox(sandbox) => self.put_sandbox(sandbox.clone()),
-            StepResult::Container(container) => self.put_container(container.clone()),
+            StepResult::Sandbox(sandbox) => drop(self.put_sandbox(sandbox.clone())),
+            StepResult::Container(container) if self.is_told_of(container) => {}
+            StepResult::Container(container) => drop(self.put_container(container.clone())),
             StepResult::Removed(id) => {
-                self.pod.sandboxes.retain(|s| s.id.as_str() != id);
-                self.pod.containers.retain(|c| c.id.as_str() != id);
+                let pod = Arc::make_mut(&mut self.pod);
+                pod.sandboxes.retain(|s| s.id.as_str() != id);
+                pod.containers.retain(|c| c.id.as_str() != id);
                 self.removed.insert(id.clone(), now);
             }
             StepResult::Done | StepResult::Image(_) | StepResult::Volume { .. } => return,
         }
-        self.sort();
-        self.pod.observed_at = self.pod.observed_at.max(now);
+        let pod = Arc::make_mut(&mut self.pod);
+        pod.observed_at = pod.observed_at.max(now);
+        sort(pod);
+    }
+
+    /// A container that was made or started is told of by an event, often before the call's answer, with the times
+    /// the runtime has; the answer's own are a guess.
+    fn is_told_of(&self, container: &ObservedContainer) -> bool {
+        let known = self.pod.containers.iter().find(|c| c.id == container.id);
+        known.is_some_and(|known| container.may_run() && rank(&known.state) == rank(&container.state))
     }
 
     fn removed_by(&self, id: &str, at: Timestamp) -> bool {
         self.removed.get(id).is_some_and(|removed_at| *removed_at >= at)
     }
 
-    fn put_sandbox(&mut self, mut sandbox: ObservedSandbox) {
-        match self.pod.sandboxes.iter_mut().find(|s| s.id == sandbox.id) {
-            Some(known) => {
-                keep_later_sandbox(&mut sandbox, known);
-                *known = sandbox;
+    /// Answers whether it was news.
+    fn put_sandbox(&mut self, mut sandbox: ObservedSandbox) -> bool {
+        let place = self.pod.sandboxes.iter().position(|s| s.id == sandbox.id);
+        if let Some(place) = place {
+            keep_later_sandbox(&mut sandbox, &self.pod.sandboxes[place]);
+            if self.pod.sandboxes[place] == sandbox {
+                return false;
             }
-            None => self.pod.sandboxes.push(sandbox),
         }
+        let sandboxes = &mut Arc::make_mut(&mut self.pod).sandboxes;
+        match place {
+            Some(place) => sandboxes[place] = sandbox,
+            None => sandboxes.push(sandbox),
+        }
+        true
     }
 
-    fn put_container(&mut self, mut container: ObservedContainer) {
-        match self.pod.containers.iter_mut().find(|c| c.id == container.id) {
-            Some(known) if rank(&container.state) < rank(&known.state) => {}
-            Some(known) => {
-                keep_findings(&mut container, known);
-                *known = container;
+    /// Answers whether it was news.
+    fn put_container(&mut self, mut container: ObservedContainer) -> bool {
+        let place = self.pod.containers.iter().position(|c| c.id == container.id);
+        if let Some(place) = place {
+            let known = &self.pod.containers[place];
+            if rank(&container.state) < rank(&known.state) {
+                return false;
             }
-            None => self.pod.containers.push(container),
+            keep_findings(&mut container, known);
+            if *known == container {
+                return false;
+            }
         }
+        let containers = &mut Arc::make_mut(&mut self.pod).containers;
+        match place {
+            Some(place) => containers[place] = container,
+            None => containers.push(container),
+        }
+        true
     }
+}
 
-    /// Newest first, as [`ObservedPod`] promises.
-    fn sort(&mut self) {
-        self.pod.sandboxes.sort_by_key(|s| Reverse((s.attempt, s.created_at)));
-        self.pod.containers.sort_by_key(|c| Reverse((c.created_at, c.attempt)));
-    }
+/// Newest first, as [`ObservedPod`] promises.
+fn sort(pod: &mut ObservedPod) {
+    pod.sandboxes.sort_by_key(|s| Reverse((s.attempt, s.created_at)));
+    pod.containers.sort_by_key(|c| Reverse((c.created_at, c.attempt)));
 }
 
 /// A sandbox that stopped stays stopped, and one that is up does not lose the addresses it got.
@@ -217,7 +252,7 @@ mod tests {
     }
 
     fn reading(second: i64, containers: Vec<ObservedContainer>) -> ObservedPod {
-        ObservedPod { containers, observed_at: at(second), ..known().pod }
+        ObservedPod { containers, observed_at: at(second), ..known().pod().clone() }
     }
 
     #[test]
@@ -249,6 +284,20 @@ mod tests {
         assert!(pod.pod().containers.is_empty());
         // Someone made a container of that id again after the removal: that is news.
         assert!(pod.absorb(reading(6, vec![container("a", 6, running())])));
+    }
+
+    #[test]
+    fn the_runtimes_own_words_of_a_start_stay_when_the_calls_answer_comes_later() {
+        let mut pod = known();
+        let told = container("a", 1, running());
+        assert!(pod.absorb_part(None, vec![told.clone()], at(1)));
+        let guess = ContainerState::Running { started_at: at(9) };
+        pod.apply(&StepResult::Container(container("a", 9, guess)), at(9));
+        assert_eq!(pod.pod().containers, [told.clone()]);
+        assert!(!pod.absorb_part(None, vec![told], at(10)), "the same event again");
+        let read_after_stop = container("a", 1, exited());
+        pod.apply(&StepResult::Container(read_after_stop.clone()), at(11));
+        assert_eq!(pod.pod().containers, [read_after_stop]);
     }
 
     #[test]

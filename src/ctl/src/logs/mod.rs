@@ -7,6 +7,7 @@ pub mod line;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -181,7 +182,7 @@ async fn ended(node: &Node, name: &PodName, sources: &[Source]) -> Vec<bool> {
 async fn state_now(node: &Node, name: &PodName) -> Option<Vec<ObservedContainer>> {
     let views = node.daemon.get::<Vec<longshore_core::wire::PodView>>("/v1/pods").await;
     let observed = match views {
-        Ok(views) => views.into_iter().map(|view| view.observed).collect(),
+        Ok(views) => views.into_iter().map(|view| Arc::unwrap_or_clone(view.observed)).collect(),
         Err(_) => node.observed().await.ok()?,
     };
     let mine = observed.into_iter().filter(|pod| {
