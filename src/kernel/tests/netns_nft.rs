@@ -219,12 +219,12 @@ fn filter_rules() -> Vec<Rule> {
 }
 
 async fn converge(nft: &RealNft, wanted: Option<&NftTable>) {
-    let read = nft.dump(&key()).await.unwrap();
+    let read = nft.dump(&key(), &[]).await.unwrap();
     let batch = NftBatch { table: key(), ops: diff(read.table.as_ref(), wanted) };
     nft.apply(&batch, Some(read.generation)).await.unwrap_or_else(|err| {
         panic!("{err}: {:?}", std::error::Error::source(&err).map(ToString::to_string));
     });
-    let after = nft.dump(&key()).await.unwrap().table;
+    let after = nft.dump(&key(), &[]).await.unwrap().table;
     if after.as_ref() != wanted {
         let text = |table: Option<&NftTable>| table.map(|table| table.text(&key())).unwrap_or_default();
         assert_eq!(text(after.as_ref()), text(wanted));
@@ -300,7 +300,7 @@ fn inet_and_ip6_tables_work_too() {
             wanted.sets.insert("six".into(), set);
             let batch = NftBatch { table: table.clone(), ops: diff(None, Some(&wanted)) };
             nft.apply(&batch, None).await.unwrap();
-            assert_eq!(nft.dump(&table).await.unwrap().table, Some(wanted));
+            assert_eq!(nft.dump(&table, &[]).await.unwrap().table, Some(wanted));
         }
     });
 }
@@ -352,7 +352,7 @@ fn a_refused_operation_is_named_as_the_fake_names_it() {
             let (real, fake) = (nft.apply(&batch, None).await, fake.apply(&batch, None).await);
             assert_eq!(outcome(real), outcome(fake), "{text}");
         }
-        let (real, fake) = (nft.dump(&key()).await.unwrap(), fake.dump(&key()).await.unwrap());
+        let (real, fake) = (nft.dump(&key(), &[]).await.unwrap(), fake.dump(&key(), &[]).await.unwrap());
         assert_eq!(real.table, fake.table);
     });
 }
@@ -404,7 +404,7 @@ fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
         nft.apply(&batch, None).await.unwrap();
         println!("one endpoint changed in {:?}", start.elapsed());
         let start = std::time::Instant::now();
-        let read = nft.dump(&key()).await.unwrap();
+        let read = nft.dump(&key(), &[]).await.unwrap();
         println!("read back in {:?}", start.elapsed());
         assert_eq!(read.table, Some(wanted));
     });
@@ -449,6 +449,76 @@ fn what_others_do_to_our_table_is_told_and_nothing_else() {
 }
 
 #[test]
+fn what_others_did_before_listening_began_is_told_first() {
+    common::in_new_netns(|| async {
+        let foreign = TableKey::new(Family::Inet, "filter");
+        let one = |ops| batch(&key(), ops);
+        // Whether another program commits between the whole dump and the first call, and whether that tells.
+        for (whole, commits, expected) in [(true, false, false), (true, true, true), (false, true, false)] {
+            let (nft, other) = (RealNft::open().unwrap(), RealNft::open().unwrap());
+            nft.apply(&one(diff(None, Some(&services(20, 3)))), None).await.unwrap();
+            let leave_out: &[&str] = if whole { &[] } else { &["services"] };
+            nft.dump(&key(), leave_out).await.unwrap();
+            // Ours, taken and refused.
+            nft.apply(&one(vec![NftOp::AddChain { chain: "one".into(), base: None }]), None).await.unwrap();
+            nft.apply(&one(vec![NftOp::DelChain { chain: "none".into() }]), None).await.unwrap_err();
+            nft.apply(&one(vec![NftOp::DelChain { chain: "one".into() }]), None).await.unwrap();
+            if commits {
+                other.apply(&batch(&foreign, vec![NftOp::AddTable]), None).await.unwrap();
+            }
+            let wait = async || {
+                let wait = nft.touched_by_others("longshore");
+                tokio::time::timeout(std::time::Duration::from_millis(100), wait).await.ok()
+            };
+            let told = expected.then_some(Ok(Touched { by: None }));
+            assert_eq!(wait().await, told, "whole {whole}, commits {commits}");
+            assert_eq!(wait().await, None, "once");
+            // What waits in the socket is told to who does not wait.
+            other.apply(&one(vec![NftOp::DelTable]), None).await.unwrap();
+            tokio::select! {
+                biased;
+                told = nft.touched_by_others("longshore") => assert!(told.is_ok()),
+                () = std::future::ready(()) => panic!("a commit that is over was not told"),
+            }
+        }
+    });
+}
+
+#[test]
+fn single_elements_are_asked_for_as_the_fake_has_them() {
+    common::in_new_netns(|| async {
+        let (nft, fake) = (RealNft::open().unwrap(), FakeNft::new());
+        let mut table = services(300, 4);
+        let mut ranges = Set::new(SetSpec::set(&[FieldType::InetProto, FieldType::Ipv4Addr]).interval());
+        let at = |last: u8| [Value::Proto(6), v4(0, last)];
+        let range = ElementKey::range(&at(1), &at(9));
+        ranges.elements.insert(range.clone(), ElementValue::default());
+        table.sets.insert("ranges".into(), ranges);
+        let start = NftBatch { table: key(), ops: diff(None, Some(&table)) };
+        nft.apply(&start, None).await.unwrap();
+        fake.apply(&start, None).await.unwrap();
+        let some = |set: &str| table.sets[set].elements.keys().cloned().collect::<Vec<_>>();
+        let mut endpoints = some("endpoints");
+        endpoints.insert(7, ElementKey::of(&[service(9, 9), vec![Value::Index(1)]].concat()));
+        let within = ElementKey::of(&at(5));
+        let cases = [
+            ("services", some("services")),
+            ("endpoints", endpoints),
+            ("ranges", vec![range, within, ElementKey::of(&at(77))]),
+            ("none", some("services")),
+            ("services", vec![]),
+        ];
+        for (set, keys) in cases {
+            let (real, fake) =
+                (nft.elements(&key(), set, &keys).await, fake.elements(&key(), set, &keys).await);
+            assert_eq!(real, fake, "{set}");
+        }
+        let all = nft.elements(&key(), "endpoints", &some("endpoints")).await.unwrap();
+        assert_eq!(all.iter().flatten().count(), 1200);
+    });
+}
+
+#[test]
 fn a_table_is_read_while_others_never_rest() {
     common::in_new_netns(|| async {
         let nft = RealNft::open().unwrap();
@@ -468,7 +538,7 @@ fn a_table_is_read_while_others_never_rest() {
         };
         let read = async {
             for _ in 0..3 {
-                assert_eq!(nft.dump(&key()).await.unwrap().table.as_ref(), Some(&wanted));
+                assert_eq!(nft.dump(&key(), &[]).await.unwrap().table.as_ref(), Some(&wanted));
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         };

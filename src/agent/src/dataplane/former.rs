@@ -168,7 +168,7 @@ async fn find_ipvs(
 async fn ours(kernel: &Kernel) -> Result<(BTreeSet<Frontend>, BTreeSet<std::net::IpAddr>), String> {
     let (mut frontends, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     for ipv6 in [false, true] {
-        let dump = kernel.nft.dump(&table_key(ipv6)).await.map_err(|error| in_full(&error))?;
+        let dump = kernel.nft.dump(&table_key(ipv6), &[]).await.map_err(|error| in_full(&error))?;
         let Some(table) = dump.table else { continue };
         for claim in object::of_table(&table, ipv6).keys().filter_map(ObjectKey::claim) {
             match claim {

@@ -203,14 +203,28 @@ impl Kernel {
         if let Some(link) = device {
             dump.objects = self.dump_ipvs(link, exclude).await?;
         }
+        self.dump_tables(&mut dump, ipv6, &[]).await?;
+        Ok(dump)
+    }
+
+    /// Our tables without what grows with Services; its objects are the chains that spread, with their
+    /// elements.
+    pub(super) async fn outline(&self, ipv6: bool) -> Result<Dump, KernelError> {
+        let growing: Vec<&str> = SetId::ALL.into_iter().filter(|set| set.grows()).map(SetId::name).collect();
+        let mut dump = Dump::default();
+        self.dump_tables(&mut dump, ipv6, &growing).await?;
+        Ok(dump)
+    }
+
+    async fn dump_tables(&self, dump: &mut Dump, ipv6: bool, leave_out: &[&str]) -> Result<(), KernelError> {
         for family in [false, true].into_iter().filter(|family| ipv6 || !family) {
-            let mut read = self.nft.dump(&table_key(family)).await?;
+            let mut read = self.nft.dump(&table_key(family), leave_out).await?;
             if let Some(table) = &mut read.table {
                 dump.objects.extend(object::take_objects(table, family));
             }
             dump.tables[usize::from(family)] = read.table;
         }
-        Ok(dump)
+        Ok(())
     }
 
     async fn dump_ipvs(&self, link: &Link, exclude: &[Cidr]) -> Result<Objects, KernelError> {
@@ -252,17 +266,7 @@ impl Kernel {
         wanted: &NftTable,
         keep: bool,
     ) -> Result<bool, KernelError> {
-        let mut wanted = wanted.clone();
-        // Chains that spread come and go with Services.
-        for (name, chain) in found.into_iter().flat_map(|table| &table.chains) {
-            if Spread::from_chain(name, ipv6).is_some() || (keep && !wanted.chains.contains_key(name)) {
-                wanted.chains.insert(name.clone(), chain.clone());
-            }
-        }
-        for (name, set) in found.into_iter().flat_map(|table| &table.sets).filter(|_| keep) {
-            wanted.sets.entry(name.clone()).or_insert_with(|| set.clone());
-        }
-        let ops = nft::diff(found, Some(&wanted));
+        let ops = chain_ops(ipv6, found, wanted, keep);
         if ops.is_empty() {
             return Ok(false);
         }
@@ -337,6 +341,21 @@ impl Kernel {
         }
         outcomes
     }
+}
+
+/// What brings the chains and sets of our table from what was found to what is wanted.
+pub(super) fn chain_ops(ipv6: bool, found: Option<&NftTable>, wanted: &NftTable, keep: bool) -> Vec<NftOp> {
+    let mut wanted = wanted.clone();
+    // Chains that spread come and go with Services.
+    for (name, chain) in found.into_iter().flat_map(|table| &table.chains) {
+        if Spread::from_chain(name, ipv6).is_some() || (keep && !wanted.chains.contains_key(name)) {
+            wanted.chains.insert(name.clone(), chain.clone());
+        }
+    }
+    for (name, set) in found.into_iter().flat_map(|table| &table.sets).filter(|_| keep) {
+        wanted.sets.entry(name.clone()).or_insert_with(|| set.clone());
+    }
+    nft::diff(found, Some(&wanted))
 }
 
 fn is_excluded(key: &VirtualServerKey, exclude: &[Cidr]) -> bool {

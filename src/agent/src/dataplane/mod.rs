@@ -2,6 +2,8 @@
 //! them as `longshore_core::ruleset` says. Here are its settings, its inbox and the handle the rest of
 //! the daemon holds; decisions are in core, effects in `kernel`.
 
+#[cfg(test)]
+mod audit_tests;
 mod engine;
 mod flows;
 mod former;
@@ -410,8 +412,8 @@ impl DataplaneHandle {
         self.ask(Request::Pending).await
     }
 
-    /// Compare the kernel with what is believed of it now, and repair it; returns how many objects
-    /// differed.
+    /// Audit now, as is done from time to time: compare the kernel with what is believed of it, and repair
+    /// it; returns how many objects differed.
     ///
     /// # Errors
     /// When the task has ended.

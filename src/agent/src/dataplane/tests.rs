@@ -18,7 +18,7 @@ use longshore_core::ruleset::ipvs::{
     Connections, IpvsDump, IpvsOp, IpvsState, IpvsTimeouts, RealServerKey, Scheduler, VirtualServer,
     VirtualServerKey,
 };
-use longshore_core::ruleset::nft::{NftBatch, NftTable, TableKey};
+use longshore_core::ruleset::nft::{ElementKey, ElementValue, NftBatch, NftTable, TableKey};
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::ruleset::object::{self, DEVICE};
 use longshore_core::ruleset::trace::{Fate, Origin};
@@ -100,7 +100,7 @@ impl Node {
     }
 
     /// The same on a kernel without IPVS.
-    fn engine_without_ipvs(&self) -> Engine {
+    pub(super) fn engine_without_ipvs(&self) -> Engine {
         let kernel = Kernel { ipvs: Err(no_ipvs()), ..self.kernel() };
         let config = DataplaneConfig { mode: ModeRequest::Auto, ..config() };
         Engine::new(config, OpenKernel::new(move || Ok(kernel.clone())))
@@ -336,8 +336,16 @@ impl Nft for Dying {
         }
         Err(NftError::NoAnswer { table: batch.table.clone(), source: NetlinkError::ThreadEnded })
     }
-    async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError> {
-        self.node.nft.dump(table).await
+    async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError> {
+        self.node.nft.dump(table, leave_out).await
+    }
+    async fn elements(
+        &self,
+        table: &TableKey,
+        set: &str,
+        keys: &[ElementKey],
+    ) -> Result<Vec<Option<ElementValue>>, NftError> {
+        self.node.nft.elements(table, set, keys).await
     }
     async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
         self.node.nft.tables().await

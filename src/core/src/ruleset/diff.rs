@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Bound;
 
 use super::Protocol;
 use super::desired::{Desired, Urgency};
@@ -120,6 +121,12 @@ impl Applied {
 
     pub fn claims(&self) -> impl Iterator<Item = (&Claim, &Objects)> {
         self.claims.iter()
+    }
+
+    /// Those behind `last` in order; all of them where there is none.
+    pub fn claims_after(&self, last: Option<&Claim>) -> impl Iterator<Item = (&Claim, &Objects)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.claims.range((from, Bound::Unbounded))
     }
 
     pub fn objects(&self, claim: &Claim) -> Option<&Objects> {

@@ -96,6 +96,11 @@ impl SetId {
         !matches!(self, SetId::Classes | SetId::Affinity)
     }
 
+    /// Whether it has the more elements the more Services there are.
+    pub const fn grows(self) -> bool {
+        self.holds_objects() && !matches!(self, SetId::Spreads)
+    }
+
     pub fn from_name(name: &str) -> Option<SetId> {
         SetId::ALL.into_iter().find(|id| id.name() == name)
     }

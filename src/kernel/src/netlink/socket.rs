@@ -96,7 +96,18 @@ impl NetlinkSocket {
     pub fn request_each(
         &mut self,
         count: usize,
+        encode: impl FnMut(&mut Builder, usize, u32),
+    ) -> Vec<Result<(), RequestError>> {
+        self.ask_each(count, encode, |_, _| Ok(()))
+    }
+
+    /// The same for requests that are answered by more than an acknowledgement: each message that answers
+    /// request `index` is handed to `each` with that index.
+    pub fn ask_each(
+        &mut self,
+        count: usize,
         mut encode: impl FnMut(&mut Builder, usize, u32),
+        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Vec<Result<(), RequestError>> {
         let mut outcomes: Vec<Option<Result<(), RequestError>>> = vec![None; count];
         let mut builder = Builder::new();
@@ -111,7 +122,8 @@ impl NetlinkSocket {
                 done += 1;
             }
             let window = &mut outcomes[first..done];
-            if let Err(err) = self.exchange(builder.as_bytes(), first_seq, window) {
+            let each = |index, message: RawMessage<'_>| each(first + index, message);
+            if let Err(err) = self.exchange(builder.as_bytes(), first_seq, window, each) {
                 self.abandon(&mut outcomes, &err);
                 break;
             }
@@ -130,14 +142,18 @@ impl NetlinkSocket {
         request: &[u8],
         first_seq: u32,
         outcomes: &mut [Option<Result<(), RequestError>>],
+        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
         self.send(request)?;
         let mut missing = outcomes.len();
         while missing > 0 {
             self.receive(|message| {
                 let index = message.seq.wrapping_sub(first_seq) as usize;
-                if message.kind != NLMSG_ERROR || index >= outcomes.len() || outcomes[index].is_some() {
+                if index >= outcomes.len() || outcomes[index].is_some() {
                     return Ok(()); // A late answer to an earlier, abandoned request.
+                }
+                if message.kind != NLMSG_ERROR {
+                    return each(index, message);
                 }
                 outcomes[index] = Some(parse_ack(&message)?.map_err(RequestError::Refused));
                 missing -= 1;

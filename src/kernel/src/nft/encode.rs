@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use longshore_core::ruleset::nft::{
     BaseChain, Data, Element, ElementKey, ElementValue, Expr, FieldType, MapType, NftBatch, NftOp, Packed,
-    Policy, Rule, SetSpec, fields_len,
+    Policy, Rule, SetSpec, TableKey, fields_len,
 };
 
 use super::expr;
@@ -189,6 +189,21 @@ impl Encoder<'_> {
             rest = &rest[sent..];
         }
     }
+}
+
+/// Ask for one element of a set.
+pub(super) fn ask_element(
+    builder: &mut Builder,
+    (table, set): (&TableKey, &str),
+    key: &ElementKey,
+    seq: u32,
+) {
+    let header = wire::header(wire::family_number(table.family));
+    builder.begin(kind(msg::GETSETELEM), NLM_F_ACK, seq, &header);
+    builder.str(attr::LIST_TABLE, &table.name);
+    builder.str(attr::LIST_SET, set);
+    builder.nest(attr::LIST_ELEMENTS, |builder| encode_element(builder, key, false, |_| {}));
+    builder.end();
 }
 
 fn base_chain(builder: &mut Builder, base: &BaseChain) {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use longshore_core::ruleset::nft::{Expr, NftBatch, NftRefusal, NftRuleset, NftTable, TableKey};
+use longshore_core::ruleset::nft::{
+    ElementKey, ElementValue, Expr, NftBatch, NftRefusal, NftRuleset, NftTable, TableKey,
+};
 use nix::errno::Errno;
 use tokio::sync::Notify;
 
@@ -28,6 +30,7 @@ struct Inner {
     ruleset: NftRuleset,
     generation: u32,
     batches: Vec<NftBatch>,
+    elements_read: usize,
 }
 
 impl FakeNft {
@@ -44,6 +47,16 @@ impl FakeNft {
     /// Every batch that was applied, in order: how a test asserts how little a change cost.
     pub fn batches(&self) -> Vec<NftBatch> {
         self.lock().batches.clone()
+    }
+
+    /// Elements that were read so far, by dumps and one by one: how a test asserts what a look cost.
+    pub fn elements_read(&self) -> usize {
+        self.lock().elements_read
+    }
+
+    /// Change the ruleset without anybody being told, as the kernel never does.
+    pub fn corrupt(&self, change: impl FnOnce(&mut NftRuleset)) {
+        change(&mut self.lock().ruleset);
     }
 
     /// Change the ruleset as another program would.
@@ -98,13 +111,14 @@ impl Nft for FakeNft {
         Ok(())
     }
 
-    async fn dump(&self, key: &TableKey) -> Result<NftDump, NftError> {
-        let inner = self.read(&format!("table {key}"))?;
+    async fn dump(&self, key: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError> {
+        let mut inner = self.read(&format!("table {key}"))?;
         let mut table = inner.ruleset.tables.get(key).cloned();
-        for set in table.iter_mut().flat_map(|table| table.sets.values_mut()) {
-            if set.spec.flags.dynamic {
+        for (name, set) in table.iter_mut().flat_map(|table| &mut table.sets) {
+            if set.spec.flags.dynamic || leave_out.contains(&name.as_str()) {
                 set.elements.clear();
             }
+            inner.elements_read += set.elements.len();
         }
         let mut rule_counters = BTreeMap::new();
         for (name, chain) in table.iter().flat_map(|table| &table.chains) {
@@ -117,6 +131,18 @@ impl Nft for FakeNft {
         let names = table.iter().flat_map(|table| table.counters.iter().cloned());
         let counters = names.map(|name| (name, CounterValue::default())).collect();
         Ok(NftDump { table, generation: inner.generation, rule_counters, counters })
+    }
+
+    async fn elements(
+        &self,
+        table: &TableKey,
+        set: &str,
+        keys: &[ElementKey],
+    ) -> Result<Vec<Option<ElementValue>>, NftError> {
+        let mut inner = self.read(&format!("{} elements of set {set} of table {table}", keys.len()))?;
+        inner.elements_read += keys.len();
+        let set = inner.ruleset.tables.get(table).and_then(|table| table.sets.get(set));
+        Ok(keys.iter().map(|key| set.and_then(|set| set.elements.get(key)).cloned()).collect())
     }
 
     async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
@@ -162,7 +188,7 @@ mod tests {
     async fn a_batch_for_an_older_generation_is_refused() {
         let nft = FakeNft::new();
         nft.apply(&batch(vec![NftOp::AddTable]), None).await.unwrap();
-        let read = nft.dump(&batch(vec![]).table).await.unwrap();
+        let read = nft.dump(&batch(vec![]).table, &[]).await.unwrap();
         nft.tamper(|ruleset| ruleset.tables.clear());
         let outcome = nft.apply(&batch(vec![chain("a")]), Some(read.generation)).await;
         assert_eq!(outcome, Err(NftError::Changed { table: batch(vec![]).table }));

@@ -14,7 +14,7 @@ mod wire;
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use longshore_core::ruleset::nft::{NftBatch, NftOp, NftTable, TableKey};
+use longshore_core::ruleset::nft::{ElementKey, ElementValue, NftBatch, NftOp, NftTable, TableKey};
 use nix::errno::Errno;
 
 pub use expr::CounterValue;
@@ -141,9 +141,19 @@ pub trait Nft: Send + Sync {
     /// since; that is for the first batch after a dump, not for every change.
     async fn apply(&self, batch: &NftBatch, generation: Option<u32>) -> Result<(), NftError>;
 
-    /// Read a table back, without what packets put into its dynamic sets. For adoption and audits: its
-    /// cost grows with the table.
-    async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError>;
+    /// Read a table back, without the elements of the sets named in `leave_out` and without what packets
+    /// put into dynamic ones. The cost grows with the elements read, and for a large set with their square:
+    /// the kernel walks it from its beginning for every 32 KiB (`nf_tables_dump_set`).
+    async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError>;
+
+    /// Ask for single elements of a set without a time-out or ranges of one field: for each key its value,
+    /// or `None` where there is no such element, set or table. Costs as much as is asked for.
+    async fn elements(
+        &self,
+        table: &TableKey,
+        set: &str,
+        keys: &[ElementKey],
+    ) -> Result<Vec<Option<ElementValue>>, NftError>;
 
     /// The tables there are, whoever made them.
     async fn tables(&self) -> Result<Vec<TableKey>, NftError>;
@@ -152,6 +162,8 @@ pub trait Nft: Send + Sync {
     async fn generation(&self) -> Result<u32, NftError>;
 
     /// Wait until another program's commit touches a table of this name, of any family. The first call
-    /// begins to listen: what happened before is found by a dump. A call that was dropped loses nothing.
+    /// begins to listen; it says so at once where another program committed anything between the first dump
+    /// that left nothing out and now. What happened before that dump is in it. A call that was dropped loses
+    /// nothing, and one that finds something waiting does not wait.
     async fn touched_by_others(&self, name: &str) -> Result<Touched, NftError>;
 }

@@ -15,7 +15,7 @@ use super::encode::{self, Transaction};
 use super::watch::{Touched, Watch};
 use super::wire::{self, attr, kind, msg};
 use super::{CounterValue, Nft, NftDump, NftError};
-use crate::netlink::socket::parse_ack;
+use crate::netlink::socket::{RequestError, parse_ack};
 use crate::netlink::wire::{Builder, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, RawMessage};
 use crate::netlink::{NetlinkError, NetlinkSocket, Refusal, SharedSocket};
 
@@ -28,7 +28,7 @@ const DUMP_ATTEMPTS: u32 = 5;
 #[derive(Debug, Clone)]
 pub struct RealNft {
     socket: SharedSocket,
-    known: Arc<Mutex<KnownSets>>,
+    memory: Arc<Mutex<Memory>>,
     /// The socket's port: what is committed by it is our own.
     port: u32,
     watch: Arc<tokio::sync::Mutex<Option<Watch>>>,
@@ -38,13 +38,33 @@ pub struct RealNft {
 /// an operation on elements does not say.
 type KnownSets = BTreeMap<(TableKey, String), bool>;
 
+/// What is known of the ruleset without asking.
+#[derive(Debug, Default)]
+struct Memory {
+    sets: KnownSets,
+    /// The ruleset's generation if nobody but us committed since a whole dump; `None` before there was one.
+    generation: Option<u32>,
+}
+
 impl RealNft {
     /// Open nf_tables of the calling thread's network namespace.
     pub fn open() -> Result<Self, NftError> {
         let mut socket = NetlinkSocket::open(wire::NETLINK_NETFILTER).map_err(NftError::Unavailable)?;
         generation(&mut socket).map_err(NftError::Unavailable)?;
         let port = socket.port();
-        Ok(RealNft { socket: SharedSocket::new(socket), known: Arc::default(), port, watch: Arc::default() })
+        Ok(RealNft { socket: SharedSocket::new(socket), memory: Arc::default(), port, watch: Arc::default() })
+    }
+
+    /// Begin to hear of other programs' commits.
+    fn listen(&self) -> Result<Watch, NetlinkError> {
+        // Held, so that no commit of ours is under way: the generation would be one ahead.
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watch = Watch::open(self.port)?;
+        let now = generation(&mut NetlinkSocket::open(wire::NETLINK_NETFILTER)?)?;
+        if memory.generation.is_some_and(|ours| ours != now) {
+            watch.missed_something();
+        }
+        Ok(watch)
     }
 
     async fn read<T: Send + 'static>(
@@ -68,20 +88,41 @@ impl Nft for RealNft {
             return Ok(());
         }
         let owned = batch.clone();
-        let known = Arc::clone(&self.known);
+        let memory = Arc::clone(&self.memory);
         let outcome = self
             .socket
             .run(move |socket| {
-                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                commit(socket, &mut known, &owned, generation)
+                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                commit(socket, &mut memory, &owned, generation)
             })
             .await;
         outcome.unwrap_or_else(|source| Err(NftError::NoAnswer { table: batch.table.clone(), source }))
     }
 
-    async fn dump(&self, table: &TableKey) -> Result<NftDump, NftError> {
+    async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError> {
         let (what, table) = (format!("table {table}"), table.clone());
-        self.read(what, move |socket| dump_consistently(socket, &table)).await
+        let leave_out: BTreeSet<String> = leave_out.iter().map(|set| (*set).to_owned()).collect();
+        let memory = Arc::clone(&self.memory);
+        let conversation = move |socket: &mut NetlinkSocket| {
+            let dump = dump_consistently(socket, &table, &leave_out)?;
+            if leave_out.is_empty() {
+                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                memory.generation.get_or_insert(dump.generation);
+            }
+            Ok(dump)
+        };
+        self.read(what, conversation).await
+    }
+
+    async fn elements(
+        &self,
+        table: &TableKey,
+        set: &str,
+        keys: &[ElementKey],
+    ) -> Result<Vec<Option<ElementValue>>, NftError> {
+        let what = format!("{} elements of set {set} of table {table}", keys.len());
+        let (table, set, keys) = (table.clone(), set.to_owned(), keys.to_vec());
+        self.read(what, move |socket| single_elements(socket, &table, &set, &keys)).await
     }
 
     async fn tables(&self) -> Result<Vec<TableKey>, NftError> {
@@ -97,7 +138,7 @@ impl Nft for RealNft {
         let mut watch = self.watch.lock().await;
         let watch = match &mut *watch {
             Some(watch) => watch,
-            none => none.insert(Watch::open(self.port).map_err(failed)?),
+            none => none.insert(self.listen().map_err(failed)?),
         };
         watch.next(name).await.map_err(failed)
     }
@@ -105,25 +146,29 @@ impl Nft for RealNft {
 
 fn commit(
     socket: &mut NetlinkSocket,
-    known: &mut KnownSets,
+    memory: &mut Memory,
     batch: &NftBatch,
     generation: Option<u32>,
 ) -> Result<(), NftError> {
     let no_answer = |source| NftError::NoAnswer { table: batch.table.clone(), source };
-    let as_ends = sets_as_ends(socket, known, batch).map_err(no_answer)?;
+    let as_ends = sets_as_ends(socket, &mut memory.sets, batch).map_err(no_answer)?;
+    // Of an answer that never comes it is not known what it was.
+    let before = memory.generation.take();
     let transaction = encode::transaction(batch, socket.next_seq(), generation, &as_ends);
     socket.skip_seqs(transaction.op_of.len() as u32 + 1);
     socket.reserve(transaction.bytes.len()).map_err(no_answer)?;
     socket.send(&transaction.bytes).map_err(no_answer)?;
     let outcome = answer(socket, &transaction).map_err(no_answer)?;
     if let Err((index, source)) = outcome {
+        memory.generation = before;
         return Err(match (index, source.errno) {
             (_, Errno::ERESTART) => NftError::Changed { table: batch.table.clone() },
             (Some(index), _) => NftError::refused(batch, index, source),
             (None, _) => NftError::Transaction { table: batch.table.clone(), ops: batch.ops.len(), source },
         });
     }
-    remember(known, batch);
+    memory.generation = before.map(following);
+    remember(&mut memory.sets, batch);
     Ok(())
 }
 
@@ -197,6 +242,11 @@ fn sets_as_ends(
     Ok(as_ends)
 }
 
+/// The generation after one more commit; the kernel leaves 0 out (`nf_tables_commit`).
+fn following(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}
+
 fn remember(known: &mut KnownSets, batch: &NftBatch) {
     for op in &batch.ops {
         match op {
@@ -232,11 +282,15 @@ fn list_tables(socket: &mut NetlinkSocket) -> Result<Vec<TableKey>, NetlinkError
     Ok(tables.into_iter().flatten().collect())
 }
 
-fn dump_consistently(socket: &mut NetlinkSocket, table: &TableKey) -> Result<NftDump, NetlinkError> {
+fn dump_consistently(
+    socket: &mut NetlinkSocket,
+    table: &TableKey,
+    leave_out: &BTreeSet<String>,
+) -> Result<NftDump, NetlinkError> {
     let mut attempt = 1;
     loop {
         let before = generation(socket)?;
-        let dump = dump(socket, table, before);
+        let dump = dump(socket, table, leave_out, before);
         if generation(socket)? == before || attempt == DUMP_ATTEMPTS {
             return dump;
         }
@@ -244,7 +298,12 @@ fn dump_consistently(socket: &mut NetlinkSocket, table: &TableKey) -> Result<Nft
     }
 }
 
-fn dump(socket: &mut NetlinkSocket, key: &TableKey, generation: u32) -> Result<NftDump, NetlinkError> {
+fn dump(
+    socket: &mut NetlinkSocket,
+    key: &TableKey,
+    leave_out: &BTreeSet<String>,
+    generation: u32,
+) -> Result<NftDump, NetlinkError> {
     let mut dump =
         NftDump { table: None, generation, rule_counters: BTreeMap::new(), counters: BTreeMap::new() };
     if !list_tables(socket)?.contains(key) {
@@ -267,7 +326,7 @@ fn dump(socket: &mut NetlinkSocket, key: &TableKey, generation: u32) -> Result<N
     }
     for (name, spec) in sets(socket, key)? {
         // What packets put into a set comes and goes, and can be more than all the rest.
-        let elements = match spec.flags.dynamic {
+        let elements = match spec.flags.dynamic || leave_out.contains(&name) {
             true => BTreeMap::new(),
             false => elements(socket, key, &name, &spec)?,
         };
@@ -320,6 +379,35 @@ fn elements(
         (element.key, element.value)
     };
     Ok(elements.into_iter().map(own_timeout).collect())
+}
+
+/// Each asked for by a request of its own: of several in one the kernel stops at the first that is not there.
+fn single_elements(
+    socket: &mut NetlinkSocket,
+    table: &TableKey,
+    set: &str,
+    keys: &[ElementKey],
+) -> Result<Vec<Option<ElementValue>>, NetlinkError> {
+    let mut found = vec![None; keys.len()];
+    let outcomes = socket.ask_each(
+        keys.len(),
+        |builder, index, seq| encode::ask_element(builder, (table, set), &keys[index], seq),
+        |index, message| {
+            let answer = decode::parse_elements(message.payload)?.into_iter().next();
+            // A range is found by any value in it.
+            found[index] = answer.map(|raw| raw.element).filter(|element| element.key == keys[index]);
+            Ok(())
+        },
+    );
+    for outcome in outcomes {
+        match outcome {
+            Ok(()) => {}
+            Err(RequestError::Refused(refusal)) if refusal.errno == Errno::ENOENT => {}
+            Err(RequestError::Refused(refusal)) => return Err(NetlinkError::Refused(refusal)),
+            Err(RequestError::Conversation(error)) => return Err(error),
+        }
+    }
+    Ok(found.into_iter().map(|element: Option<Element>| element.map(|element| element.value)).collect())
 }
 
 fn list<T>(

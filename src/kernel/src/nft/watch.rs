@@ -36,6 +36,8 @@ pub(super) struct Watch {
     buffer: Vec<u8>,
     /// The commit that is being told touched the table.
     touched: bool,
+    /// Something was committed before this began to listen.
+    missed: bool,
 }
 
 impl Watch {
@@ -52,28 +54,57 @@ impl Watch {
         socket.add_membership(GROUP).map_err(errno)?;
         socket.set_non_blocking(true).map_err(errno)?;
         let socket = register(socket).map_err(errno)?;
-        Ok(Watch { socket, buffer: vec![0; BUFFER], touched: false })
+        Ok(Watch { socket, buffer: vec![0; BUFFER], touched: false, missed: false })
+    }
+
+    /// Something was committed by others before this began to listen; the next answer says so.
+    pub(super) fn missed_something(&mut self) {
+        self.missed = true;
     }
 
     /// The next commit that touched a table of this name, of any family. May be dropped at any time
     /// without losing one.
     pub(super) async fn next(&mut self, table: &str) -> Result<Touched, NetlinkError> {
+        if std::mem::take(&mut self.missed) {
+            return Ok(Touched { by: None });
+        }
+        // What waits is taken before the reactor has heard of it: who asks once, without waiting, is told.
+        let (socket, buffer) = (&self.socket, &mut self.buffer);
+        if let Some(touched) = waiting(socket.get_ref(), buffer, table, &mut self.touched)? {
+            return Ok(touched);
+        }
         loop {
             let mut ready =
-                self.socket.readable().await.map_err(|_| NetlinkError::Receive { source: Errno::EIO })?;
-            match recv(self.socket.get_ref().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(len) => {
-                    let datagram = self.buffer.get(..len).unwrap_or_default();
-                    if let Some(touched) = read(datagram, table, &mut self.touched)? {
-                        return Ok(touched);
-                    }
-                }
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                // Something was told and lost: it may have been about the table.
-                Err(Errno::ENOBUFS) => return Ok(Touched { by: None }),
-                Err(source) => return Err(NetlinkError::Receive { source }),
+                socket.readable().await.map_err(|_| NetlinkError::Receive { source: Errno::EIO })?;
+            if let Some(touched) = waiting(socket.get_ref(), buffer, table, &mut self.touched)? {
+                return Ok(touched);
             }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Take what waits in the socket up to the end of a commit that touched the table; `None` when nothing is
+/// left of it.
+fn waiting(
+    socket: &Socket,
+    buffer: &mut [u8],
+    table: &str,
+    touched: &mut bool,
+) -> Result<Option<Touched>, NetlinkError> {
+    loop {
+        match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(len) => {
+                let told = read(buffer.get(..len).unwrap_or_default(), table, touched)?;
+                if told.is_some() {
+                    return Ok(told);
+                }
+            }
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            // Something was told and lost: it may have been about the table.
+            Err(Errno::ENOBUFS) => return Ok(Some(Touched { by: None })),
+            Err(source) => return Err(NetlinkError::Receive { source }),
         }
     }
 }

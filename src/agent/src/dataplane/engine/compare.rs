@@ -32,7 +32,7 @@ impl Engine {
 
     /// Bring the kernel back to what is wanted; what was repaired, and what still differs.
     pub async fn repair(&mut self, now: Timestamp) -> DiffView {
-        let repaired = self.audit(now).await;
+        let repaired = self.audit_whole(now).await;
         DiffView { repaired: Some(repaired), ..self.diff().await }
     }
 

@@ -4,6 +4,7 @@
 
 mod checked;
 mod compare;
+mod look;
 mod others;
 mod retire;
 mod start;
@@ -37,6 +38,9 @@ use super::kernel::{self, Kernel, KernelError, in_full};
 use super::metrics::{IptablesRound, Round};
 use super::{Change, DataplaneConfig, OpenKernel};
 use checked::CheckedServices;
+#[cfg(test)]
+pub(super) use look::SAMPLE;
+use look::Trust;
 use retire::Retirement;
 use views::unavailable;
 
@@ -120,6 +124,7 @@ pub struct Engine {
     iptables_round: IptablesRound,
     checks: CheckedServices,
     retirement: Retirement,
+    trust: Trust,
     skipped: BTreeMap<ApiKey, Vec<String>>,
     warnings: Vec<String>,
     counters: Counters,
@@ -151,6 +156,7 @@ impl Engine {
             iptables_round: IptablesRound::default(),
             checks: CheckedServices::default(),
             retirement: Retirement::default(),
+            trust: Trust::default(),
             skipped: BTreeMap::new(),
             warnings: Vec::new(),
             counters: Counters::default(),
@@ -437,15 +443,27 @@ impl Engine {
     }
 
     /// Compare the kernel with what is believed of it and mend both; returns how many objects differed.
+    /// In nftables mode only part of it is read where nobody else touched our tables (`look`).
     pub async fn audit(&mut self, now: Timestamp) -> u64 {
         self.start().await;
         let Mode::Serving(served) = self.mode.clone() else { return 0 };
         self.make_settings(&served.kernel, served.back_end);
         self.host_addresses_changed().await;
-        let found = self.compare(&served).await;
+        let found = if self.looks_untouched(&served).await {
+            self.counters.audits += 1;
+            0
+        } else {
+            self.compare(&served).await
+        };
         self.soil_idle();
         self.sync(now).await;
         found
+    }
+
+    /// The same, whatever was told by the kernel: everything is read.
+    pub async fn audit_whole(&mut self, now: Timestamp) -> u64 {
+        self.trust.untouched = false;
+        self.audit(now).await
     }
 
     /// Take the kernel's word for what is there; what differs from the wanted is dirty now.
@@ -469,8 +487,9 @@ impl Engine {
             served.link = Some(link);
             self.mode = Mode::Serving(Box::new(served.clone()));
         }
+        let heard = self.hear(&served.kernel).await;
         let mut dump = self.read(&served).await?;
-        let rewritten = self.ensure_chains(&served, &dump).await?;
+        let rewritten = self.ensure_chains(&served, &dump.tables).await?;
         self.counters.drift += rewritten;
         if rewritten > 0 {
             dump = self.read(&served).await?;
@@ -489,6 +508,7 @@ impl Engine {
             self.applied.replace(claim, have.cloned().unwrap_or_default());
             self.soil([claim]);
         }
+        self.trust.untouched = heard;
         Ok(())
     }
 

@@ -31,6 +31,7 @@ impl Engine {
 
     /// Look at our tables after another program touched them, and mend them.
     pub async fn mend(&mut self, by: Option<String>, now: Timestamp) {
+        self.trust.untouched = false;
         sleep(SETTLING).await;
         let drift = self.audit(now).await;
         if drift > 0 {

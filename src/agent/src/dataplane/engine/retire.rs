@@ -70,13 +70,12 @@ impl Engine {
         }
         // Now our own tables hold what this mode needs and nothing else.
         self.retirement.done = true;
-        let dump = self.read(served).await.map_err(|error| super::in_full(&error));
-        let tidied = match dump {
-            Ok(dump) => self.ensure_chains(served, &dump).await.map_err(|error| super::in_full(&error)),
+        let tidied = match served.kernel.outline(self.ipv6).await {
+            Ok(outline) => self.ensure_chains(served, &outline.tables).await,
             Err(error) => Err(error),
         };
         self.retirement.done = false;
-        problems.extend(tidied.err());
+        problems.extend(tidied.err().map(|error| super::in_full(&error)));
         if problems.is_empty() { Ok(found.kept) } else { Err(problems.join("; ")) }
     }
 }

@@ -65,14 +65,16 @@ impl Engine {
             BackEnd::Nftables | BackEnd::Iptables => None,
         };
         let served = Served { kernel, iptables, back_end, link, reason };
+        let heard = self.hear(&served.kernel).await;
         let mut dump = self.read(&served).await?;
-        if self.ensure_chains(&served, &dump).await? > 0 {
+        if self.ensure_chains(&served, &dump.tables).await? > 0 {
             // A set of another shape was made anew, without what it held.
             dump = self.read(&served).await?;
         }
         self.refresh_network(&served).await?;
         self.remember_udp(&dump.objects);
         self.applied = Applied::adopt(dump.objects);
+        self.trust.untouched = heard;
         self.soil_everything();
         Ok(served)
     }
@@ -155,7 +157,13 @@ impl Engine {
         served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6).await
     }
 
-    pub(super) async fn ensure_chains(&mut self, served: &Served, dump: &Dump) -> Result<u64, KernelError> {
+    /// Bring the fixed chains and sets of our tables, as they were read, to what is wanted; how many tables
+    /// were written.
+    pub(super) async fn ensure_chains(
+        &mut self,
+        served: &Served,
+        found: &[Option<NftTable>; 2],
+    ) -> Result<u64, KernelError> {
         if served.iptables.is_some() {
             // Its fixed chains are objects like the others.
             return Ok(0);
@@ -168,12 +176,7 @@ impl Engine {
             }
             match served
                 .kernel
-                .ensure_chains(
-                    ipv6,
-                    dump.tables[index].as_ref(),
-                    &self.chains[index],
-                    !self.retirement.is_done(),
-                )
+                .ensure_chains(ipv6, found[index].as_ref(), &self.chains[index], !self.retirement.is_done())
                 .await
             {
                 Ok(changed) => written += u64::from(changed),
