@@ -90,7 +90,7 @@ impl Task {
         }
         let first = !self.engine.is_synced();
         let round = self.engine.sync(self.clock.now()).await;
-        self.pace.ended(round.map(|round| round.took), self.engine.min_sync_period());
+        self.pace.ended(round.map(|round| (round.took, round.full)), self.engine.min_sync_period());
         self.tell(round);
         if first && self.engine.wants_to_retire() {
             self.engine.retire().await;
@@ -170,11 +170,12 @@ impl Pace {
         self.turn.is_some()
     }
 
-    /// A round ended that took so long, if there was anything to do. `min` is `minSyncPeriod`.
-    fn ended(&mut self, took: Option<Duration>, min: Option<Duration>) {
+    /// A round ended that took so long, if there was anything to do. One that looked at everything, as the
+    /// first does, tells of no flood. `min` is `minSyncPeriod`.
+    fn ended(&mut self, round: Option<(Duration, bool)>, min: Option<Duration>) {
         self.turn = None;
-        let Some(took) = took else { return };
-        let by_itself = if took < SHORT_ROUND { Duration::ZERO } else { took.min(PAUSE_AT_MOST) };
+        let Some((took, full)) = round else { return };
+        let by_itself = if full || took < SHORT_ROUND { Duration::ZERO } else { took.min(PAUSE_AT_MOST) };
         self.not_before = Some(Instant::now() + min.unwrap_or(by_itself));
     }
 }
@@ -223,20 +224,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_round_follows_at_once_when_idle_and_waits_its_turn_under_load() {
         let seconds = Duration::from_secs;
-        // What the last round took, `minSyncPeriod`, and how long a change right after it waits.
+        let part = |millis| Some((Duration::from_millis(millis), false));
+        // What the last round took and whether it looked at everything, `minSyncPeriod`, and how long a
+        // change right after it waits.
         let table = [
             (None, Some(seconds(9)), Duration::ZERO),
-            (Some(Duration::from_millis(2)), None, Duration::ZERO),
-            (Some(Duration::from_millis(300)), None, Duration::from_millis(300)),
-            (Some(seconds(20)), None, seconds(1)),
-            (Some(Duration::from_millis(2)), Some(seconds(2)), seconds(2)),
-            (Some(seconds(20)), Some(Duration::ZERO), Duration::ZERO),
+            (part(2), None, Duration::ZERO),
+            (part(300), None, Duration::from_millis(300)),
+            (part(20_000), None, seconds(1)),
+            (Some((seconds(20), true)), None, Duration::ZERO),
+            (Some((seconds(20), true)), Some(seconds(2)), seconds(2)),
+            (part(2), Some(seconds(2)), seconds(2)),
+            (part(20_000), Some(Duration::ZERO), Duration::ZERO),
         ];
-        for (took, min, want) in table {
+        for (round, min, want) in table {
             let mut pace = Pace::default();
-            pace.ended(took, min);
-            assert_eq!(pace.too_early(), !want.is_zero(), "{took:?} {min:?}");
-            assert_eq!(pace.turn.map(|at| at - Instant::now()).unwrap_or_default(), want, "{took:?} {min:?}");
+            pace.ended(round, min);
+            assert_eq!(pace.too_early(), !want.is_zero(), "{round:?} {min:?}");
+            assert_eq!(
+                pace.turn.map(|at| at - Instant::now()).unwrap_or_default(),
+                want,
+                "{round:?} {min:?}"
+            );
             tokio::time::advance(seconds(2)).await;
             assert!(!pace.too_early(), "idle long enough");
         }
