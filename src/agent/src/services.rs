@@ -97,9 +97,11 @@ impl StandaloneServices {
 
     fn take(&self, state: &mut Standalone, change: Change) {
         let outputs = match change {
-            Change::Service(_, Some(service)) => state.upsert_service(*service),
+            Change::Service(_, Some(service)) => state.upsert_service(Arc::unwrap_or_clone(service)),
             Change::Service(key, None) => state.remove_service(&key),
-            Change::EndpointSlice(_, Some(slice)) => return self.dataplane.tell(ToDataplane::Slice(slice)),
+            Change::EndpointSlice(_, Some(slice)) => {
+                return self.dataplane.tell(ToDataplane::Slice(Box::new(Arc::unwrap_or_clone(slice))));
+            }
             Change::EndpointSlice(key, None) => return self.dataplane.tell(ToDataplane::SliceGone(key)),
             Change::Pod(_) | Change::ConfigMap(..) | Change::Secret(..) => return,
         };
@@ -168,8 +170,8 @@ pub struct ServiceFiles {
 /// What was read, as the files have it, and the addresses given.
 struct FileState {
     standalone: Standalone,
-    services: BTreeMap<ObjectKey, Service>,
-    slices: BTreeMap<ObjectKey, EndpointSlice>,
+    services: BTreeMap<ObjectKey, Arc<Service>>,
+    slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
 }
 
 impl std::fmt::Debug for ServiceFiles {
@@ -199,16 +201,16 @@ impl ServiceFiles {
         let mut state = self.state();
         let outputs = match change {
             Change::Service(key, Some(service)) => {
-                state.services.insert(key, (*service).clone());
-                state.standalone.upsert_service(*service)
+                state.services.insert(key, service.clone());
+                state.standalone.upsert_service(Arc::unwrap_or_clone(service))
             }
             Change::Service(key, None) => {
                 state.services.remove(&key);
                 state.standalone.remove_service(&key)
             }
             Change::EndpointSlice(key, Some(slice)) => {
-                state.slices.insert(key, (*slice).clone());
-                vec![Output::Slice(slice)]
+                state.slices.insert(key, slice.clone());
+                vec![Output::Slice(Box::new(Arc::unwrap_or_clone(slice)))]
             }
             Change::EndpointSlice(key, None) => {
                 state.slices.remove(&key);
@@ -250,8 +252,8 @@ impl SourceReads for ServiceFiles {
     fn object(&self, kind: ObjectKind, key: &ObjectKey) -> Option<serde_json::Value> {
         let state = self.state();
         match kind {
-            ObjectKind::Service => serde_json::to_value(state.services.get(key)?).ok(),
-            ObjectKind::EndpointSlice => serde_json::to_value(state.slices.get(key)?).ok(),
+            ObjectKind::Service => serde_json::to_value(&**state.services.get(key)?).ok(),
+            ObjectKind::EndpointSlice => serde_json::to_value(&**state.slices.get(key)?).ok(),
             ObjectKind::ConfigMap | ObjectKind::Secret => None,
         }
     }
@@ -276,8 +278,8 @@ mod tests {
     use crate::dataplane::{DataplaneConfig, Kernel, ModeRequest, OpenKernel, dataplane};
     use crate::pods::Clock;
 
-    fn read<T: serde::de::DeserializeOwned>(value: Value) -> Box<T> {
-        Box::new(serde_json::from_value(value).unwrap())
+    fn read<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+        Arc::new(serde_json::from_value(value).unwrap())
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ pub struct Sourcing {
     pods: Pods,
     objects: ObjectStore,
     services: Mutex<BTreeMap<ObjectKey, Service>>,
-    slices: Mutex<BTreeMap<ObjectKey, EndpointSlice>>,
+    slices: Mutex<BTreeMap<ObjectKey, Arc<EndpointSlice>>>,
     to_services: Option<UnboundedSender<News>>,
     manifests: OnceLock<Manifests>,
     control_plane: OnceLock<ApiClient>,
@@ -73,7 +73,7 @@ impl Sourcing {
             Change::ConfigMap(key, map) => return self.objects.set_config_map(key.clone(), map.clone()),
             Change::Secret(key, secret) => return self.objects.set_secret(key.clone(), secret.clone()),
             Change::Service(key, service) => put(&self.services, key, service.as_deref()),
-            Change::EndpointSlice(key, slice) => put(&self.slices, key, slice.as_deref()),
+            Change::EndpointSlice(key, slice) => put(&self.slices, key, slice.as_ref()),
         }
         self.tell_services(News::Source(change));
     }
@@ -198,7 +198,7 @@ impl SourceReads for Sourcing {
         }
         match kind {
             ObjectKind::Service => json(lock(&self.services).get(key)),
-            ObjectKind::EndpointSlice => json(lock(&self.slices).get(key)),
+            ObjectKind::EndpointSlice => json(lock(&self.slices).get(key).map(|slice| &**slice)),
             ObjectKind::ConfigMap => json(self.objects.all().config_maps.get(key).map(|map| &**map)),
             ObjectKind::Secret => json(self.objects.all().secrets.get(key).map(|secret| &**secret)),
         }

@@ -46,8 +46,8 @@ pub enum FileContent {
 pub enum Change {
     ConfigMap(ObjectKey, Option<Arc<ConfigMap>>),
     Secret(ObjectKey, Option<Arc<Secret>>),
-    Service(ObjectKey, Option<Box<Service>>),
-    EndpointSlice(ObjectKey, Option<Box<EndpointSlice>>),
+    Service(ObjectKey, Option<Arc<Service>>),
+    EndpointSlice(ObjectKey, Option<Arc<EndpointSlice>>),
     /// A pod to run, or, with `deletion` set, one to end.
     Pod(Box<DesiredPod>),
 }

@@ -27,8 +27,8 @@ impl Remembered {
         let value = match object {
             Object::ConfigMap(map) => serde_json::to_value(&**map),
             Object::Secret(secret) => serde_json::to_value(&**secret),
-            Object::Service(service) => serde_json::to_value(service),
-            Object::EndpointSlice(slice) => serde_json::to_value(slice),
+            Object::Service(service) => serde_json::to_value(&**service),
+            Object::EndpointSlice(slice) => serde_json::to_value(&**slice),
             Object::Pod { .. } => return None,
         };
         // These types always serialize.

@@ -68,8 +68,8 @@ impl fmt::Display for ObjectId {
 pub enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
-    Service(Box<Service>),
-    EndpointSlice(Box<EndpointSlice>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
     Pod { pod: Arc<Pod>, uid: longshore_core::ids::PodUid },
 }
 
@@ -134,10 +134,10 @@ fn read_object(node: &Node, kind_name: &str) -> Result<(ObjectId, Object), Fault
         Kind::Secret => read_strictly::<Secret>(node, kind).map(|secret| Object::Secret(Arc::new(secret))),
         Kind::Service => read_strictly::<k8s_openapi::api::core::v1::Service>(node, kind)
             .and_then(|_| read_slim(node))
-            .map(|service| Object::Service(Box::new(service))),
+            .map(|service| Object::Service(Arc::new(service))),
         Kind::EndpointSlice => read_strictly::<k8s_openapi::api::discovery::v1::EndpointSlice>(node, kind)
             .and_then(|_| read_slim(node))
-            .map(|slice| Object::EndpointSlice(Box::new(slice))),
+            .map(|slice| Object::EndpointSlice(Arc::new(slice))),
         Kind::Pod => read_strictly::<Pod>(node, kind).and_then(|pod| checked_pod(pod, &id.key, node)),
     };
     value.map(|value| (id.clone(), value)).map_err(|error| {
