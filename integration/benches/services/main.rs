@@ -4,6 +4,8 @@
 //! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
 //! `target/bench/services.jsonl`. Figures are reported, never asserted.
 
+mod memory;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How often one change is measured.
 const CHANGES: usize = 400;
+const AUDITS: usize = 20;
 const CONNECTIONS: usize = 4000;
 /// The same in iptables mode, where each takes a third of a second.
 const CHANGES_OF_CHAINS: usize = 60;
@@ -199,6 +202,9 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
             goal(json!(1500)),
             if large { peer } else { Value::Null },
         );
+        let first = running.change(slice(services - 1, 0, endpoints + 1)).await;
+        tell("the first change right after it: event to kernel", "ms", vec![first], Value::Null, Value::Null);
+        running.change(slice(services - 1, 0, endpoints)).await;
         let (mut counts, mut exchanges) = (Vec::new(), Vec::new());
         for number in 0..CHANGES {
             let service = number * 7919 % services;
@@ -223,6 +229,13 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
         tell("Service added or removed: event to kernel", "ms", added, Value::Null, Value::Null);
         // Chains that nobody uses any more go with an audit.
         running.handle.audit().await.expect("the audit answers");
+        let mut behind = Vec::new();
+        for number in 0..CHANGES / 4 {
+            let change = slice(0, 2 + number % 2, endpoints);
+            behind.push(tokio::join!(running.handle.audit(), running.change(change)).1);
+        }
+        tell("endpoint replaced while an audit runs", "ms", behind, Value::Null, Value::Null);
+        running.change(slice(0, 1, endpoints)).await;
         running.stop().await;
         let again = Running::start();
         let mut all = population(services, endpoints);
@@ -235,12 +248,26 @@ fn at_size(report: &mut Report, services: usize, endpoints: usize) {
         let writes = again.handle.view().counters.writes;
         tell("restart over an unchanged table", "ms", vec![restart], Value::Null, Value::Null);
         tell("writes of that restart", "writes", vec![writes as f64], json!(0), Value::Null);
+        let mut audits = Vec::new();
+        for _ in 0..AUDITS {
+            let began = Instant::now();
+            let drift = again.handle.audit().await.expect("the audit answers");
+            audits.push(milliseconds(began));
+            assert_eq!(drift, 0, "nobody else touched the table");
+        }
+        tell("audit of an unchanged table", "ms", audits, Value::Null, Value::Null);
         let began = Instant::now();
-        let drift = again.handle.audit().await.expect("the audit answers");
-        assert_eq!(drift, 0, "nobody else touched the table");
-        tell("audit of an unchanged table", "ms", vec![milliseconds(began)], Value::Null, Value::Null);
+        let repair = again.handle.repair().await.expect("the repair answers");
+        assert_eq!(
+            (repair.repaired, repair.differences.len()),
+            (Some(0), 0),
+            "nobody else touched the table"
+        );
+        // The repair, and another look at what is left.
+        let once = milliseconds(began) / 2.0;
+        tell("comparison of the whole table", "ms", vec![once], Value::Null, Value::Null);
         let writes = again.handle.view().counters.writes - writes;
-        tell("writes of that audit", "writes", vec![writes as f64], json!(0), Value::Null);
+        tell("writes of those", "writes", vec![writes as f64], json!(0), Value::Null);
         again.stop().await;
     });
 }
@@ -318,89 +345,6 @@ fn large_service(report: &mut Report) {
             });
         });
     }
-}
-
-/// The whole daemon, alone as a kube-proxy, over a folder of files.
-fn memory(report: &mut Report) {
-    for (services, endpoints) in [(10usize, 10usize), (10_000, 10)] {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let manifests = folder.path().join("manifests");
-        fs::create_dir(&manifests).expect("a folder for the figures and inputs");
-        for part in 0..services.div_ceil(200) {
-            let objects = (part * 200..services.min((part + 1) * 200))
-                .flat_map(|number| [service_json(number), slice_json(number, 0, endpoints)]);
-            let text: String = objects.map(|object| format!("---\n{object}\n")).collect();
-            fs::write(manifests.join(format!("{part:03}.yaml")), text).expect("a manifest is written");
-        }
-        netns::run_in_new(|| {
-            command("ip link set lo up");
-            let mut daemon = Command::new(workspace().join("target/release/longshore"))
-                .args(["agent", "--roles", "proxy", "--standalone", "--proxy-mode", "nftables", "--root-dir"])
-                .arg(folder.path().join("root"))
-                .arg("--admin-socket")
-                .arg(folder.path().join("admin.sock"))
-                .arg("--manifests")
-                .arg(&manifests)
-                .env("NOTIFY_SOCKET", "")
-                .stdout(File::create(folder.path().join("log")).expect("a file for the output"))
-                .stderr(File::create(folder.path().join("errors")).expect("a file for the output"))
-                .spawn()
-                .expect("the step in its namespace succeeds");
-            let expected = services * (endpoints + 2);
-            let there = wait_for_elements(expected);
-            assert!(there, "{}", fs::read_to_string(folder.path().join("errors")).expect("the file can be read"));
-            std::thread::sleep(Duration::from_secs(5));
-            for (name, field, goal) in [
-                ("resident memory of the daemon, proxy role", "VmRSS", json!(80)),
-                ("the same, its highest", "VmHWM", Value::Null),
-            ] {
-                let large = services == 10_000;
-                let peer = json!({"name": "kube-proxy 1.36.3 nftables", "value": if field == "VmRSS" { 403 } else { 510 }});
-                report.tell(Figure {
-                    mode: NFTABLES,
-                    name,
-                    services,
-                    endpoints: services * endpoints,
-                    unit: "MiB",
-                    values: vec![resident(daemon.id(), field)],
-                    goal: if large { goal } else { Value::Null },
-                    peer: if large { peer } else { Value::Null },
-                });
-            }
-            daemon.kill().expect("the daemon can be ended");
-            daemon.wait().expect("the daemon can be waited for");
-        })
-        .expect("the step in its namespace succeeds");
-    }
-}
-
-/// Until the last endpoint is in the table, at most a minute.
-fn wait_for_elements(expected: usize) -> bool {
-    use longshore_core::ruleset::nft::{Family, TableKey};
-    use longshore_kernel::nft::{Nft, RealNft};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let nft = RealNft::open().expect("nf_tables opens");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while Instant::now() < deadline {
-        let dump = runtime.block_on(nft.dump(&TableKey::new(Family::Ip, "longshore")));
-        let sets = dump.ok().and_then(|dump| dump.table).map(|table| table.sets).unwrap_or_default();
-        if sets.values().map(|set| set.elements.len()).sum::<usize>() >= expected {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    false
-}
-
-fn resident(pid: u32, field: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the file can be read");
-    let line = status.lines().find(|line| line.starts_with(field)).expect("the field is there");
-    line.split_whitespace()
-        .nth(1)
-        .expect("the field is a number")
-        .parse::<f64>()
-        .expect("the field is a number")
-        / 1024.0
 }
 
 fn command(line: &str) {
@@ -508,6 +452,6 @@ fn main() {
         connections(&mut report);
     }
     if wanted("memory") {
-        memory(&mut report);
+        memory::run(&mut report);
     }
 }
