@@ -2,6 +2,7 @@
 
 use bolero::check;
 use longshore_agent::{document, sources};
+use longshore_core::image::{docker_config, keyring, reference};
 use longshore_core::resources::quantity::Amount;
 use longshore_core::{bootstrap, certificates};
 
@@ -69,6 +70,30 @@ fn words_of_a_join_of_any_bytes() {
         if let Ok(parts) = bootstrap::detached(&text) {
             assert_eq!(format!("{}..{}", parts.header, parts.signature), text);
         }
+    });
+}
+
+const DOCKER_CONFIG: &str = "{\"auths\": {\"https://r.io/v1/\": {\"auth\": \"dTpodXNo\"}, \"*.r.io:5000/a\": {\"username\": \"u\", \"password\": \"hush\"}}}";
+
+#[test]
+fn registry_credentials_with_damage() {
+    check!().for_each(|bytes: &[u8]| {
+        let plain = String::from_utf8_lossy(bytes).into_owned();
+        let repository = reference::repository(&plain);
+        assert!(repository.contains('/'), "{repository}");
+        for text in [mutated(DOCKER_CONFIG, bytes), plain.clone()] {
+            for format in [docker_config::Format::ConfigJson, docker_config::Format::Dockercfg] {
+                match docker_config::read(format, text.as_bytes()) {
+                    Ok(keyring) => {
+                        assert!(keyring.fitting(&repository).len() <= 16);
+                        assert!(!format!("{keyring:?}").contains("hush"), "a password is shown");
+                    }
+                    Err(fault) => assert!(!fault.to_string().is_empty()),
+                }
+            }
+        }
+        // A pattern of any bytes ends in time.
+        keyring::covers(&plain, &repository);
     });
 }
 

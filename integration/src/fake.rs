@@ -105,6 +105,8 @@ pub struct Pull {
     pub image: String,
     pub takes: Option<Span>,
     pub fails: Option<PullFailure>,
+    /// `USER:PASSWORD`, without which the registry refuses.
+    pub wants: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

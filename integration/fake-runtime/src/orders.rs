@@ -99,7 +99,9 @@ fn pull_script(pull: &Pull) -> PullScript {
         Some(PullFailure::Refused) => PullScript::refused(),
         Some(PullFailure::Unreachable(times)) => PullScript::unreachable(times),
     };
-    PullScript { takes: span(pull.takes), ..script }
+    let wants = pull.wants.as_deref().and_then(|wanted| wanted.split_once(':'));
+    let wants = wants.map(|(user, password)| (user.to_owned(), password.to_owned()));
+    PullScript { takes: span(pull.takes), wants, ..script }
 }
 
 fn fault(fault: Fault) -> Result<fake::Fault, String> {

@@ -2,3 +2,4 @@
 
 pub mod grpc_health;
 pub mod http;
+pub mod registry;

@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
+use longshore_core::image::keyring::{Credential, joined};
 use longshore_core::image::rate::PullRate;
 use longshore_core::pod::step::{ImagePresent, PullPolicy, StepError};
-use longshore_cri::{CriError, ErrorKind, ImagePull, Images, PullFailure};
+use longshore_cri::{CriError, ErrorKind, ImagePull, Images, PullFailure, RegistryAuth};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+
+use crate::registry::NodeCredentials;
 
 type PullResult = Result<ImagePresent, StepError>;
 type Pull = Shared<BoxFuture<'static, PullResult>>;
@@ -20,18 +23,24 @@ type WeakPull = WeakShared<BoxFuture<'static, PullResult>>;
 type Found = Result<Option<ImagePresent>, StepError>;
 type WeakLook = WeakShared<BoxFuture<'static, Found>>;
 
+/// Pulls of one image are one only where the same credentials would open the registry: a pod with none must not
+/// be served by another's.
+type PullKey = (String, Vec<Credential>);
+
 /// Looks up and pulls images.
 pub struct ImagePuller {
     images: Arc<dyn Images>,
     /// `None` where the number of pulls at once is not bounded.
     slots: Option<Arc<Semaphore>>,
     /// Pulls under way. Weak: when the last pod that waits gives up, the pull is cancelled.
-    under_way: Mutex<HashMap<String, WeakPull>>,
+    under_way: Mutex<HashMap<PullKey, WeakPull>>,
     /// Look-ups under way: a hundred pods of one image that begin together ask once.
     looking: Mutex<HashMap<String, WeakLook>>,
     /// `None` where pulls may begin as often as they like.
     rate: Arc<Mutex<Option<PullRate>>>,
     began: Instant,
+    /// What the node itself has for registries.
+    node: Arc<NodeCredentials>,
 }
 
 impl std::fmt::Debug for ImagePuller {
@@ -51,7 +60,14 @@ impl ImagePuller {
             looking: Mutex::default(),
             rate: Arc::default(),
             began: Instant::now(),
+            node: Arc::default(),
         }
+    }
+
+    /// The same with credentials of the node, tried after those of pods.
+    #[must_use]
+    pub fn with_credentials(self, node: NodeCredentials) -> Self {
+        Self { node: Arc::new(node), ..self }
     }
 
     /// The same with a bound of pulls per second. Whoever holds the clone of `rate` may change it.
@@ -65,11 +81,17 @@ impl ImagePuller {
         rate.as_mut().is_none_or(|rate| rate.take(self.began.elapsed()))
     }
 
-    /// Makes the image present under the policy. Answers with how long others' pulls were waited for.
+    /// Makes the image present under the policy, with the pod's credentials tried in turn and the node's after
+    /// them. Answers with how long others' pulls were waited for.
     ///
     /// # Errors
     /// With the reason the API has for it: `ErrImageNeverPull`, `ErrImagePull`, `InvalidImageName`, ...
-    pub async fn ensure(&self, image: &str, policy: PullPolicy) -> (PullResult, Duration) {
+    pub async fn ensure(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        credentials: &[Credential],
+    ) -> (PullResult, Duration) {
         if policy != PullPolicy::Always {
             match self.look_up(image).await {
                 Ok(Some(present)) => return (Ok(present), Duration::ZERO),
@@ -80,7 +102,8 @@ impl ImagePuller {
         }
         let begin = Instant::now();
         let waited = Arc::new(Mutex::new(Duration::ZERO));
-        let result = self.pull(image, begin, waited.clone()).await;
+        let key = (image.to_owned(), credentials.to_vec());
+        let result = self.pull(key, begin, waited.clone()).await;
         let waited = *waited.lock().unwrap_or_else(PoisonError::into_inner);
         (result, waited)
     }
@@ -111,17 +134,17 @@ impl ImagePuller {
     }
 
     /// Joins the pull of this image that is under way, or begins one.
-    async fn pull(&self, image: &str, begin: Instant, waited: Arc<Mutex<Duration>>) -> PullResult {
+    async fn pull(&self, key: PullKey, begin: Instant, waited: Arc<Mutex<Duration>>) -> PullResult {
         let pull = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             under_way.retain(|_, pull| pull.upgrade().is_some());
-            match under_way.get(image).and_then(WeakShared::upgrade) {
+            match under_way.get(&key).and_then(WeakShared::upgrade) {
                 Some(pull) => pull,
-                None if !self.may_begin() => return Err(too_often(image)),
+                None if !self.may_begin() => return Err(too_often(&key.0)),
                 None => {
-                    let pull = self.begin(image.to_owned(), begin, waited);
+                    let pull = self.begin(key.clone(), begin, waited);
                     if let Some(weak) = pull.downgrade() {
-                        under_way.insert(image.to_owned(), weak);
+                        under_way.insert(key.clone(), weak);
                     }
                     pull
                 }
@@ -131,14 +154,15 @@ impl ImagePuller {
         // A finished pull answers those who came while it ran and nobody after: policy Always means
         // the registry is asked again.
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if under_way.get(image).and_then(WeakShared::upgrade).is_none_or(|pull| pull.peek().is_some()) {
-            under_way.remove(image);
+        if under_way.get(&key).and_then(WeakShared::upgrade).is_none_or(|pull| pull.peek().is_some()) {
+            under_way.remove(&key);
         }
         result
     }
 
-    fn begin(&self, image: String, begin: Instant, waited: Arc<Mutex<Duration>>) -> Pull {
-        let (images, slots) = (self.images.clone(), self.slots.clone());
+    fn begin(&self, key: PullKey, begin: Instant, waited: Arc<Mutex<Duration>>) -> Pull {
+        let (images, slots, node) = (self.images.clone(), self.slots.clone(), self.node.clone());
+        let (image, of_pod) = key;
         let work = async move {
             let _slot = match &slots {
                 // The semaphore is never closed.
@@ -146,9 +170,10 @@ impl ImagePuller {
                 None => None,
             };
             *waited.lock().unwrap_or_else(PoisonError::into_inner) = begin.elapsed();
-            tracing::info!(image, "pulling");
-            let pull = ImagePull { image: &image, auth: None, sandbox: None };
-            let image_ref = images.pull_image(pull).await.map_err(|error| pull_error(&error))?;
+            let credentials = joined([of_pod, node.for_image(&image).await]);
+            tracing::info!(image, credentials = credentials.len(), "pulling");
+            let pulled = pull_in_turn(&*images, &image, &credentials).await;
+            let image_ref = pulled.map_err(|error| pull_error(&error))?;
             let found = images.image_status(&image_ref).await;
             let found = found.map_err(|error| step_error("ImageInspectError", &error))?;
             found.ok_or_else(|| StepError {
@@ -158,6 +183,50 @@ impl ImagePuller {
             })
         };
         work.boxed().shared()
+    }
+}
+
+/// Tries one credential after the other, or none where there are none; gives the first that opens the registry.
+async fn pull_in_turn(
+    images: &dyn Images,
+    image: &str,
+    credentials: &[Credential],
+) -> Result<String, CriError> {
+    let Some((last, others)) = credentials.split_last() else {
+        return images.pull_image(ImagePull { image, auth: None, sandbox: None }).await;
+    };
+    for credential in others {
+        match pull_with(images, image, credential).await {
+            Err(error) if may_open_with_another(&error) => {
+                tracing::info!(image, error = error.one_line(), "trying the next credential");
+            }
+            ended => return ended,
+        }
+    }
+    pull_with(images, image, last).await
+}
+
+async fn pull_with(images: &dyn Images, image: &str, credential: &Credential) -> Result<String, CriError> {
+    let auth = RegistryAuth {
+        username: credential.username.clone(),
+        password: credential.password.clone(),
+        ..RegistryAuth::default()
+    };
+    images.pull_image(ImagePull { image, auth: Some(&auth), sandbox: None }).await
+}
+
+/// Registries hide what a client may not see, and some limit each client for itself; a wrong name or a full disk
+/// stays what it is.
+fn may_open_with_another(error: &CriError) -> bool {
+    match error.kind {
+        ErrorKind::ImagePull(failure) => matches!(
+            failure,
+            PullFailure::Refused
+                | PullFailure::NotFound
+                | PullFailure::RegistryUnavailable
+                | PullFailure::Other
+        ),
+        _ => false,
     }
 }
 
@@ -193,4 +262,53 @@ fn pull_error(error: &CriError) -> StepError {
 
 fn step_error(reason: &str, error: &CriError) -> StepError {
     StepError { reason: reason.into(), message: error.one_line(), retryable: error.is_retryable() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longshore_cri::Operation;
+    use longshore_cri::fake::{FakeRuntime, PullScript};
+
+    fn credential(user: &str, password: &str) -> Credential {
+        Credential { username: user.to_owned(), password: password.to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_are_tried_in_turn_and_only_where_another_may_help() {
+        let fake = FakeRuntime::default();
+        fake.script_pull("r.io/private:1", PullScript::wants("b", "2"));
+        let wrong = PullScript { wants: None, ..PullScript::unreachable(1) };
+        fake.script_pull("r.io/away:1", wrong);
+        let puller = ImagePuller::new(fake.runtime().images, None);
+        let of_pod = [credential("a", "1"), credential("b", "2"), credential("c", "3")];
+        for (image, credentials, opens, pulls) in [
+            ("r.io/private:1", &of_pod[..], true, 2),
+            ("r.io/private:1", &of_pod[..1], false, 1),
+            ("r.io/private:1", &[], false, 1),
+            ("r.io/away:1", &of_pod[..], true, 2),
+        ] {
+            let before = fake.calls(Operation::PullImage);
+            let (result, _) = puller.ensure(image, PullPolicy::Always, credentials).await;
+            assert_eq!(result.is_ok(), opens, "{image}: {result:?}");
+            assert_eq!(fake.calls(Operation::PullImage) - before, pulls, "{image}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_without_credentials_is_not_served_by_anothers_pull() {
+        let fake = FakeRuntime::default();
+        let script = PullScript { takes: Duration::from_secs(5), ..PullScript::wants("b", "2") };
+        fake.script_pull("r.io/private:1", script);
+        let puller = ImagePuller::new(fake.runtime().images, None);
+        let with = [credential("b", "2")];
+        let ((opened, _), (same, _), (refused, _)) = tokio::join!(
+            puller.ensure("r.io/private:1", PullPolicy::Always, &with),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &with),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &[]),
+        );
+        assert!(opened.is_ok() && same.is_ok(), "{opened:?} {same:?}");
+        assert_eq!(refused.unwrap_err().reason, "ErrImagePull");
+        assert_eq!(fake.calls(Operation::PullImage), 2, "equal ones share a pull");
+    }
 }

@@ -27,6 +27,7 @@ pub mod probes;
 pub mod process;
 pub mod proxy;
 pub mod reads;
+pub mod registry;
 pub mod reload;
 pub mod server;
 pub mod services;

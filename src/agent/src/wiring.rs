@@ -50,6 +50,7 @@ use crate::probes::exec::RuntimeExec;
 use crate::process;
 use crate::proxy;
 use crate::reads::{NodeViews, PodViews};
+use crate::registry::NodeCredentials;
 use crate::reload::{Live, Reload};
 use crate::server;
 use crate::services::{News, StandaloneServices};
@@ -79,6 +80,8 @@ pub struct World {
     pub attempt: Arc<dyn Attempt>,
     pub disk: Arc<dyn DiskSpace>,
     pub facts: Facts,
+    /// What the node has for image registries.
+    pub registries: NodeCredentials,
     /// `None` while the node runs alone.
     pub control_plane: Option<Clients>,
     /// What keeps the node's certificates, where it joins one.
@@ -185,6 +188,7 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
         hooks: Arc::new(HookRunner::new(exec.clone())),
         attempt: Arc::new(RealAttempt::new(exec)),
         disk: Arc::new(RealDisk),
+        registries: NodeCredentials::of_node(&settings),
         runtime,
         facts,
         control_plane,
@@ -302,7 +306,8 @@ impl NodeHalf {
             containers: runtime.containers.clone(),
             observer: runtime.observer(),
             images: ImagePuller::new(runtime.images.clone(), settings.images.max_parallel_pulls)
-                .with_rate(live.pull_rate.clone()),
+                .with_rate(live.pull_rate.clone())
+                .with_credentials(world.registries),
             volumes: volumes.clone(),
             cgroups: world.cgroups.clone(),
             hooks: world.hooks,

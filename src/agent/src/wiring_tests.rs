@@ -11,7 +11,7 @@ use longshore_core::ids::PodKey;
 use longshore_core::image::gc::ImageDisk;
 use longshore_core::wire::PodView;
 use longshore_cri::Operation;
-use longshore_cri::fake::{Effect, FakeOptions, FakeRuntime, Fault, Run, When};
+use longshore_cri::fake::{Effect, FakeOptions, FakeRuntime, Fault, PullScript, Run, When};
 use longshore_kernel::cgroup::FakeCgroups;
 
 use super::*;
@@ -135,6 +135,7 @@ impl TestNode {
             disk: self.images_disk.clone(),
             runtime,
             facts: facts(),
+            registries: NodeCredentials::default(),
             control_plane: None,
             certificates: Certificates::default(),
         };
@@ -270,6 +271,26 @@ async fn a_pod_starts_with_few_calls_and_leaves_nothing() {
     assert!(took < Duration::from_secs(5), "a container that ends at once waits for no grace: {took:?}");
     assert_eq!((node.fake.counts(), node.pods_on_disk()), ((0, 0), 0));
     assert!(!node.disk.path().join("logs/default_web").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_private_image_is_pulled_with_the_pods_secret() {
+    let node = TestNode::new();
+    node.fake.script_pull("example.org/app:1", PullScript::wants("robot", "hush"));
+    let daemon = node.boot();
+    node.write("web.yaml", &manifest("web", "  imagePullSecrets: [{name: none}, {name: key}]\n"));
+    let waiting = || daemon.pod("web").and_then(|view| view.waiting.first().cloned());
+    node.until("refused", 60, || waiting().is_some_and(|first| first.reason == "ErrImagePull")).await;
+    let message = waiting().unwrap().message;
+    assert!(message.contains("pull secret default/none is not there"), "{message}");
+    node.write(
+        "key.yaml",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: key}\ntype: kubernetes.io/dockerconfigjson\n\
+         stringData:\n  .dockerconfigjson: |\n    {\"auths\": {\n      \"https://example.org/v1/\": {\"auth\": \"cm9ib3Q6aHVzaA==\"},\n      \"example.org/app\": {\"username\": \"robot\", \"password\": \"old\"}}}\n",
+    );
+    // The more exact place is tried first, and refused.
+    node.until("Ready", 60, || daemon.is_ready("web")).await;
+    assert!(!format!("{:?}", daemon.pod("web")).contains("hush"));
 }
 
 #[tokio::test(start_paused = true)]

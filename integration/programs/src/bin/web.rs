@@ -1,6 +1,7 @@
 //! The test images' web server: says which pod answered and where the request came from, can be made unhealthy,
 //! unready, slow, hungry or dead by a request, echoes TCP and UDP, answers gRPC health, and ends on SIGTERM.
-//! `web get URL` is a client for exec probes; `web crash [CODE] [MESSAGE]` fails at once.
+//! `web get URL` is a client for exec probes; `web crash [CODE] [MESSAGE]` fails at once; `web registry PORT BASIC`
+//! serves this program as an image to who shows the credentials (base64 of `user:password`).
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -13,11 +14,13 @@ use std::{env, fs, thread};
 
 use longshore_test_programs::grpc_health;
 use longshore_test_programs::http::{self, Request, Response};
+use longshore_test_programs::registry::Registry;
 use nix::sys::signal::{SigSet, Signal};
 
 const USAGE: &str = "usage: web [--port N] [--tcp N] [--udp N] [--grpc N] [--start-delay SECONDS] [--stop-delay SECONDS] [--unready]
        web get URL
-       web crash [CODE] [MESSAGE]";
+       web crash [CODE] [MESSAGE]
+       web registry PORT BASIC";
 
 /// Files that make the server unhealthy or unready while they exist.
 const UNHEALTHY: &str = "/tmp/unhealthy";
@@ -44,6 +47,7 @@ fn main() {
     match args.first().map(String::as_str) {
         Some("get") => get(args.get(1)),
         Some("crash") => crash(&args[1..]),
+        Some("registry") => serve_images(&args[1..]),
         _ => serve(&args),
     }
 }
@@ -74,6 +78,21 @@ fn crash(args: &[String]) {
     // Without a termination log there is nobody to tell.
     let _ = fs::write("/dev/termination-log", message);
     exit(code);
+}
+
+fn serve_images(args: &[String]) {
+    let (Some(port), Some(basic)) = (args.first().and_then(|port| port.parse().ok()), args.get(1)) else {
+        usage("registry needs a port and credentials")
+    };
+    let program = fs::read("/proc/self/exe").expect("a program can be read while it runs");
+    let registry = Arc::new(Registry::new(basic, &program));
+    let answer = move |stream: TcpStream| {
+        let request = http::read_request(&stream)?;
+        let status = registry.answer(&stream, &request)?;
+        println!("{} {} -> {status}", request.method, request.path);
+        Ok(())
+    };
+    accept(bound(port), answer).join().expect("the accepting thread never ends");
 }
 
 #[derive(Debug)]

@@ -113,10 +113,11 @@ impl Execute for Executor {
         }
         let mut waited = begin.elapsed();
         let result = match &job.step {
-            Step::PullImage { image, policy, .. } => {
-                let (result, pull_waited) = self.images.ensure(image, *policy).await;
+            Step::PullImage { image, policy, secrets, .. } => {
+                let ensured = self.images.ensure(image, *policy, &secrets.credentials).await;
+                let (result, pull_waited) = ensured;
                 waited += pull_waited;
-                result.map(StepResult::Image)
+                result.map(StepResult::Image).map_err(|error| secrets.explain(error))
             }
             _ => {
                 let (result, gate_waited) = self.in_turn(&job).await;

@@ -1,4 +1,8 @@
-//! Images of the node: which of them nobody needs any more.
+//! Images: which registry credentials fit one, how often pulls may begin, what is collected. Pure.
 
+pub mod docker_config;
 pub mod gc;
+pub mod keyring;
+pub mod pull_secrets;
 pub mod rate;
+pub mod reference;

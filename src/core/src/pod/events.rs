@@ -59,6 +59,12 @@ pub fn began(step: &Step) -> Option<PodEvent> {
             format!("Stopping container {}: {}", stop.container, stop.reason),
             Some(&stop.container),
         )),
+        Step::PullImage { secrets, .. } if !secrets.problems.is_empty() => Some(PodEvent::new(
+            Severity::Warning,
+            "FailedToRetrieveImagePullSecret",
+            format!("{}; images are pulled without", secrets.problems.join("; ")),
+            None,
+        )),
         _ => None,
     }
 }
@@ -159,13 +165,19 @@ pub fn of_views(before: Option<&PodView>, now: &PodView) -> Vec<PodEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::pull_secrets::PullSecrets;
     use crate::pod::step::{PullPolicy, StepError, StepResult};
     use serde_json::json;
 
     #[test]
     fn steps_are_told_with_the_kubelets_reasons() {
         let pull =
-            Step::PullImage { container: "web".into(), image: "w:1".into(), policy: PullPolicy::Always };
+            Step::PullImage {
+                container: "web".into(),
+                image: "w:1".into(),
+                policy: PullPolicy::Always,
+                secrets: PullSecrets::default(),
+            };
         let start = Step::StartContainer { container: "web".into(), id: "1".into() };
         let error =
             StepOutcome::Failed(StepError { reason: "E".into(), message: "no".into(), retryable: true });
@@ -182,6 +194,25 @@ mod tests {
             let told = told.as_ref().map(|event| (event.severity, event.reason.as_str()));
             assert_eq!(told, expected, "{step:?} {outcome:?}");
         }
+    }
+
+    #[test]
+    fn pull_secrets_that_cannot_be_used_are_told_as_the_pull_begins() {
+        let pull = |problems: &[&str]| Step::PullImage {
+            container: "web".into(),
+            image: "w:1".into(),
+            policy: PullPolicy::Always,
+            secrets: PullSecrets {
+                problems: problems.iter().map(|problem| (*problem).to_owned()).collect(),
+                ..PullSecrets::default()
+            },
+        };
+        assert_eq!(began(&pull(&[])), None);
+        let told = began(&pull(&["pull secret d/s is not there"])).unwrap();
+        assert_eq!(
+            (told.reason.as_str(), told.message.as_str()),
+            ("FailedToRetrieveImagePullSecret", "pull secret d/s is not there; images are pulled without")
+        );
     }
 
     #[test]

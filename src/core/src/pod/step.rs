@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, ContainerName, SandboxId};
+use crate::image::pull_secrets::PullSecrets;
 use crate::pod::observed::{ObservedContainer, ObservedSandbox};
 use crate::pod::spec::{ContainerSpec, SandboxSpec};
 
@@ -89,6 +90,9 @@ pub enum Step {
         container: ContainerName,
         image: String,
         policy: PullPolicy,
+        /// What the pod brings for the registry; never written anywhere.
+        #[serde(skip)]
+        secrets: PullSecrets,
     },
     CreateSandbox(Box<SandboxSpec>),
     CreateContainer(Box<CreateContainer>),

@@ -117,7 +117,13 @@ impl ExecScript {
 pub struct PullScript {
     pub takes: Duration,
     pub failure: Option<PullError>,
+    /// User and password without which the registry refuses.
+    pub wants: Option<(String, String)>,
 }
+
+/// Of a registry that wants other credentials, in containerd's words.
+pub(super) const REFUSED: &str = "pull access denied, repository does not exist or may require authorization: \
+                                  server message: insufficient_scope: authorization failed";
 
 /// How a pull fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,14 +147,15 @@ impl PullScript {
         Self { failure: Some(PullError { code: Code::NotFound, text, times: None }), ..Self::default() }
     }
 
-    /// The registry wants credentials.
+    /// The registry wants credentials that nobody has.
     pub fn refused() -> Self {
-        let text = "pull access denied, repository does not exist or may require authorization: server \
-                    message: insufficient_scope: authorization failed";
-        Self {
-            failure: Some(PullError { code: Code::Unknown, text: text.to_owned(), times: None }),
-            ..Self::default()
-        }
+        let text = REFUSED.to_owned();
+        Self { failure: Some(PullError { code: Code::Unknown, text, times: None }), ..Self::default() }
+    }
+
+    /// The registry gives the image to this user only.
+    pub fn wants(user: &str, password: &str) -> Self {
+        Self { wants: Some((user.to_owned(), password.to_owned())), ..Self::default() }
     }
 
     /// The registry cannot be reached for the next `times` pulls.

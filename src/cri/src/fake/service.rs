@@ -151,6 +151,12 @@ impl FakeRuntime {
         }
         let script = script.unwrap_or_default();
         tokio::time::sleep(script.takes).await;
+        if let Some(wanted) = script.wants {
+            let given = request.auth.map(|auth| (auth.username, auth.password));
+            if given != Some(wanted) {
+                return Err(Status::unknown(super::script::REFUSED));
+            }
+        }
         if let Some(failure) = script.failure {
             match failure.times {
                 Some(0) => {}

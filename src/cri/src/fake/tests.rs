@@ -12,7 +12,7 @@ use super::*;
 use crate::containers::ContainerFilter;
 use crate::error::ErrorKind;
 use crate::events::EventKind;
-use crate::images::ImagePull;
+use crate::images::{ImagePull, RegistryAuth};
 use crate::pull_failure::PullFailure;
 
 async fn sandbox(runtime: &Runtime, pod: &str) -> SandboxId {
@@ -326,6 +326,12 @@ async fn pulls_follow_their_script_and_are_classified() {
     assert_eq!(kind(pull("nope:1").await), ErrorKind::ImagePull(PullFailure::NotFound));
     assert_eq!(kind(pull("secret:1").await), ErrorKind::ImagePull(PullFailure::Refused));
     assert_eq!(kind(pull("later:1").await), ErrorKind::ImagePull(PullFailure::RegistryUnavailable));
+    fake.script_pull("private:1", PullScript::wants("u", "p"));
+    assert_eq!(kind(pull("private:1").await), ErrorKind::ImagePull(PullFailure::Refused));
+    let auth = RegistryAuth { username: "u".into(), password: "p".into(), ..RegistryAuth::default() };
+    let given = ImagePull { image: "private:1", auth: Some(&auth), sandbox: None };
+    runtime.images.pull_image(given).await.unwrap();
+    runtime.images.remove_image("private:1").await.unwrap();
     let id = pull("later:1").await.unwrap();
     let present = runtime.images.image_status("later:1").await.unwrap().unwrap();
     assert_eq!(present.image_ref, id);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::ids::ContainerName;
+use crate::image::pull_secrets::{self, PullSecrets};
 use crate::pod::containers::{PodContainer, Role, is_host_network};
 use crate::pod::hooks::Target;
 use crate::pod::local::HookState;
@@ -15,12 +16,15 @@ use crate::pod::render::{ContainerPlace, create_container};
 use crate::pod::restart::{
     after_seconds, backoff_after, backoff_key, finished_at, next_attempt, should_restart,
 };
-use crate::pod::step::{PullPolicy, Step, StopContainer, VolumeAction};
+use crate::pod::step::{PullPolicy, Step, StepKind, StopContainer, VolumeAction};
 
 use super::draft::{Draft, Wish};
 
 /// Instances kept per container: the newest, and the one before it for `logs --previous`.
 const KEPT_INSTANCES: usize = 2;
+
+/// A pull secret that the control plane has not told by then counts as missing.
+const SECRETS_WITHIN_SECONDS: i64 = 15;
 
 /// Characters of an ended container's own words that a message repeats.
 const MAX_LAST_WORDS: usize = 200;
@@ -289,8 +293,34 @@ fn pull(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>) -> Progress {
         Some("Never") => PullPolicy::Never,
         _ => PullPolicy::IfNotPresent,
     };
+    let begun = draft.facts.in_flight(StepKind::PullImage, container.name.as_str());
+    if !begun && waits_for_secrets(draft, container) {
+        return Progress::Resting;
+    }
+    let snapshot = draft.facts.snapshot;
     let image = container.spec.image.clone().unwrap_or_default();
-    under_way(draft.want(Step::PullImage { container: container.name.clone(), image, policy }))
+    // Those of a pull under way were handed over when it began.
+    let secrets = match begun {
+        true => PullSecrets::default(),
+        false => pull_secrets::for_image(&snapshot.desired.pod, snapshot.objects, &image),
+    };
+    under_way(draft.want(Step::PullImage { container: container.name.clone(), image, policy, secrets }))
+}
+
+/// Secrets that are being read are waited for, but not for ever: a node that was cut off from its control plane
+/// still starts pods whose images it has.
+fn waits_for_secrets(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>) -> bool {
+    let snapshot = draft.facts.snapshot;
+    let unread = pull_secrets::unread(&snapshot.desired.pod, snapshot.objects);
+    let Some(first) = unread.first() else { return false };
+    let since = snapshot.desired.seen_at.max(snapshot.node.agent_started_at);
+    let until = after_seconds(since, SECRETS_WITHIN_SECONDS);
+    if until <= snapshot.now {
+        return false;
+    }
+    let message = format!("pull secret {first} is being read from the control plane");
+    draft.wait("ContainerCreating", Some(&container.name), message, Some(until));
+    true
 }
 
 /// Images of containers that never ran are fetched while the rest is prepared.

@@ -3,10 +3,12 @@ use serde_json::{Value, json};
 
 use super::model::{Act, Model};
 use super::*;
+use crate::ids::ObjectKey;
 use crate::pod::desired::{EndCause, PodSource};
 use crate::pod::fixture::{Fixture, at, exited, running, sandbox};
 use crate::pod::local::{ProbeResult, ProbeResults};
 use crate::pod::observed::SandboxState;
+use crate::pod::snapshot::ObjectRef;
 use crate::pod::step::{Step, StepKey, StepKind, StepOutcome, StepResult};
 use crate::volume::VolumeContents;
 
@@ -339,12 +341,46 @@ fn waits_are_said_with_object_and_mend() {
 }
 
 #[test]
+fn a_pull_takes_the_pods_secrets_and_waits_for_unread_ones_a_while() {
+    let spec = json!({"imagePullSecrets": [{"name": "key"}], "containers": [{"name": "web", "image": "r.io/w:1"}]});
+    let mut fixture = prepared(spec);
+    let wanted = ObjectRef::Secret(ObjectKey::new("default", "key"));
+    fixture.objects.unfetched.insert(wanted.clone());
+    fixture.now = at(1);
+    let made = plan(&fixture.snapshot());
+    assert!(!names(&made).contains(&"pull image for web".to_owned()), "{made:?}");
+    assert_eq!(made.waiting[0].message, "pull secret default/key is being read from the control plane");
+    assert_eq!(made.wake_at, Some(at(15)));
+    let secrets = |fixture: &Fixture| {
+        let steps = plan(&fixture.snapshot()).steps.into_iter();
+        let mut pulls = steps.filter_map(|step| match step {
+            Step::PullImage { secrets, .. } => Some(secrets),
+            _ => None,
+        });
+        pulls.next().expect("a pull is planned")
+    };
+    fixture.now = at(15);
+    let late = secrets(&fixture);
+    assert_eq!(late.problems, ["pull secret default/key could not be read from the control plane"]);
+    fixture.objects.unfetched.remove(&wanted);
+    fixture.now = at(1);
+    assert_eq!(secrets(&fixture).problems, ["pull secret default/key is not there"]);
+    fixture.secret("key", &[(".dockercfg", r#"{"r.io": {"username": "u", "password": "hush"}}"#)]);
+    let key = fixture.objects.secrets.values_mut().next().map(std::sync::Arc::make_mut).unwrap();
+    key.type_ = Some("kubernetes.io/dockercfg".to_owned());
+    let found = secrets(&fixture);
+    assert_eq!((found.credentials.len(), found.problems.len()), (1, 0));
+    assert!(!format!("{:?}", plan(&fixture.snapshot())).contains("hush"));
+}
+
+#[test]
 fn a_failed_pull_rests_and_shows_both_reasons() {
     let mut fixture = prepared(web());
     let step = Step::PullImage {
         container: "web".into(),
         image: "w:1".into(),
         policy: crate::pod::step::PullPolicy::IfNotPresent,
+        secrets: crate::image::pull_secrets::PullSecrets::default(),
     };
     let error = crate::pod::step::StepError {
         reason: "ErrImagePull".into(),
