@@ -2,7 +2,7 @@
 
 use bolero::check;
 use longshore_agent::{document, sources};
-use longshore_core::image::{docker_config, keyring, reference};
+use longshore_core::image::{docker_config, keyring, provider, reference};
 use longshore_core::resources::quantity::Amount;
 use longshore_core::{bootstrap, certificates};
 
@@ -94,6 +94,25 @@ fn registry_credentials_with_damage() {
         }
         // A pattern of any bytes ends in time.
         keyring::covers(&plain, &repository);
+    });
+}
+
+const PROVIDED: &str = "{\"kind\": \"CredentialProviderResponse\", \"apiVersion\": \"credentialprovider.kubelet.k8s.io/v1\", \"cacheKeyType\": \"Registry\", \"cacheDuration\": \"1h0m5s\", \"auth\": {\"*.r.io\": {\"username\": \"u\", \"password\": \"hush\"}}}";
+
+#[test]
+fn answers_of_credential_providers_with_damage() {
+    check!().for_each(|bytes: &[u8]| {
+        let text = mutated(PROVIDED, bytes);
+        match provider::answer(provider::VERSIONS[0], text.as_bytes()) {
+            Ok(answer) => {
+                let mut cache = provider::Cache::default();
+                let now = std::time::Duration::from_secs(1);
+                cache.put("a.r.io/web", &answer, now, now);
+                let kept = cache.get("a.r.io/web", now);
+                assert_eq!(kept.is_some(), answer.keep.is_none_or(|keep| !keep.is_zero()));
+            }
+            Err(fault) => assert!(!fault.to_string().contains("hush"), "{fault}"),
+        }
     });
 }
 

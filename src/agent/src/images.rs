@@ -170,10 +170,11 @@ impl ImagePuller {
                 None => None,
             };
             *waited.lock().unwrap_or_else(PoisonError::into_inner) = begin.elapsed();
-            let credentials = joined([of_pod, node.for_image(&image).await]);
+            let of_node = node.for_image(&image).await;
+            let credentials = joined([of_pod, of_node.credentials.clone()]);
             tracing::info!(image, credentials = credentials.len(), "pulling");
             let pulled = pull_in_turn(&*images, &image, &credentials).await;
-            let image_ref = pulled.map_err(|error| pull_error(&error))?;
+            let image_ref = pulled.map_err(|error| of_node.explain(pull_error(&error)))?;
             let found = images.image_status(&image_ref).await;
             let found = found.map_err(|error| step_error("ImageInspectError", &error))?;
             found.ok_or_else(|| StepError {

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod conntrack;
 pub mod event;
 pub mod explain;
+pub mod go_duration;
 pub mod ids;
 pub mod image;
 pub mod kubelet_api;

@@ -52,6 +52,12 @@ pub struct AgentArgs {
     /// Folder of the node's certificates and keys
     #[arg(long, value_name = "DIR", default_value = longshore_core::certificates::DEFAULT_FOLDER)]
     pub cert_dir: PathBuf,
+    /// CredentialProviderConfig file, or a folder of such: plugins that have credentials for images
+    #[arg(long, value_name = "PATH")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Folder of the programs of these plugins
+    #[arg(long, value_name = "DIR")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// Remove everything of ours from the kernel's Service tables, then end
     #[arg(long)]
     pub cleanup: bool,

@@ -52,6 +52,7 @@ const RESTART: &[(&str, Differs)] = &[
     ("serializeImagePulls, maxParallelImagePulls", |a, b| {
         a.images.max_parallel_pulls != b.images.max_parallel_pulls
     }),
+    ("image credential providers", |a, b| a.images.credential_providers != b.images.credential_providers),
     ("failSwapOn", |a, b| a.node.fail_swap_on != b.node.fail_swap_on),
     ("oomScoreAdj, maxOpenFiles", |a, b| {
         (a.node.oom_score_adj, a.node.max_open_files) != (b.node.oom_score_adj, b.node.max_open_files)

@@ -222,8 +222,6 @@ pub const FLAGS: &[Flag] = &[
     nothing("experimental-allocatable-ignore-eviction", Form::Bool),
     nothing("experimental-mounter-path", Form::Text),
     nothing("housekeeping-interval", Form::Text),
-    nothing("image-credential-provider-bin-dir", Form::Text),
-    nothing("image-credential-provider-config", Form::Text),
     nothing("lock-file", Form::Text),
     nothing("log-json-info-buffer-size", Form::Text),
     nothing("log-json-split-stream", Form::Bool),

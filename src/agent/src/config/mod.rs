@@ -3,6 +3,7 @@
 
 mod args;
 mod cipher_suites;
+mod credential_providers;
 mod difference;
 #[cfg(test)]
 mod docs;
@@ -17,7 +18,7 @@ mod server_rules;
 mod settings;
 #[cfg(test)]
 mod tests;
-pub mod units;
+pub use longshore_core::go_duration as units;
 
 use std::path::{Path, PathBuf};
 
@@ -75,14 +76,14 @@ pub(crate) struct Loaded<T> {
 pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
     let mut warnings = Vec::new();
     let mut kubelet_tree = match &args.config {
-        Some(path) => read_kind(path, kubelet::KIND, kubelet::API_VERSION)?,
+        Some(path) => read_kind(path, kubelet::KIND, &[kubelet::API_VERSION])?,
         None => empty_tree("KubeletConfiguration"),
     };
     for path in args.config_dir.iter().map(|dir| drop_ins(dir)).collect::<Result<Vec<_>, _>>()?.concat() {
-        kubelet_tree.merge_patch(read_kind(&path, kubelet::KIND, kubelet::API_VERSION)?);
+        kubelet_tree.merge_patch(read_kind(&path, kubelet::KIND, &[kubelet::API_VERSION])?);
     }
     let mut proxy_tree = match &args.proxy_config {
-        Some(path) => read_kind(path, proxy::KIND, proxy::API_VERSION)?,
+        Some(path) => read_kind(path, proxy::KIND, &[proxy::API_VERSION])?,
         None => empty_tree("KubeProxyConfiguration"),
     };
     let node = args.roles.iter().any(|role| role.trim() == "node");
@@ -98,7 +99,10 @@ pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
         let labels = args.node_labels.join(",");
         warnings.push(format!("flag --node-labels ({labels}) has no effect without a control plane"));
     }
-    rules::settings(args, &kubelet, &proxy, warnings).map_err(ConfigError::Rules)
+    let credential_providers = credential_providers::load(args, &mut warnings)?;
+    let mut settings = rules::settings(args, &kubelet, &proxy, warnings).map_err(ConfigError::Rules)?;
+    settings.images.credential_providers = credential_providers;
+    Ok(settings)
 }
 
 /// The files a configuration is read from now, whether or not they can be read.
@@ -122,7 +126,7 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// The one document of a file, with the right `kind` and `apiVersion`, both taken out.
-fn read_kind(path: &Path, kind: &str, api_version: &str) -> Result<Node, ConfigError> {
+fn read_kind(path: &Path, kind: &str, api_versions: &[&str]) -> Result<Node, ConfigError> {
     let source = path.display().to_string();
     let mut documents = document::parse(&source, &read_text(path)?)?;
     if documents.len() != 1 {
@@ -130,13 +134,13 @@ fn read_kind(path: &Path, kind: &str, api_version: &str) -> Result<Node, ConfigE
         return Err(ConfigError::Kind { place: Place::whole(&source), message });
     }
     let mut tree = documents.remove(0);
-    for (name, expected) in [("kind", kind), ("apiVersion", api_version)] {
+    for (name, expected) in [("kind", &[kind][..]), ("apiVersion", api_versions)] {
         let found = tree.get(name).and_then(Node::as_text).unwrap_or("missing").to_owned();
-        if found != expected {
+        if !expected.contains(&found.as_str()) {
             let place = tree.get(name).map_or(&tree.place, |node| &node.place).clone();
             return Err(ConfigError::Kind {
                 place,
-                message: format!("{name} is {found}; it must be {expected}"),
+                message: format!("{name} is {found}; it must be {}", expected.join(" or ")),
             });
         }
     }

@@ -472,7 +472,8 @@ fn images(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> ImageSettings
     rules.range("registryBurst", i64::from(config.registry_burst), 0..=i64::from(i32::MAX));
     let burst = u32::try_from(config.registry_burst).unwrap_or(0);
     let pull_rate = u32::try_from(qps).ok().filter(|qps| *qps > 0).map(|qps| (qps, burst));
-    ImageSettings { max_parallel_pulls, pull_rate, gc: image_gc(config, rules) }
+    let gc = image_gc(config, rules);
+    ImageSettings { max_parallel_pulls, pull_rate, gc, credential_providers: Vec::new() }
 }
 
 fn node(args: &AgentArgs, config: &KubeletConfiguration, rules: &mut Rules<'_>) -> NodeSettings {

@@ -145,6 +145,32 @@ pub struct ImageSettings {
     pub pull_rate: Option<(u32, u32)>,
     /// When unused images are removed.
     pub gc: GcPolicy,
+    /// Plugins in the order they are asked.
+    pub credential_providers: Vec<CredentialProvider>,
+}
+
+/// One image credential provider plugin.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CredentialProvider {
+    pub name: String,
+    /// A file in the folder of plugins.
+    pub program: PathBuf,
+    pub args: Vec<String>,
+    /// Added to the daemon's own environment.
+    pub env: Vec<(String, String)>,
+    /// Places whose images it is asked for: hosts with patterns, ports, beginnings of paths.
+    pub match_images: Vec<String>,
+    /// How long an answer counts that does not say so; zero is not at all.
+    pub keep: Duration,
+    /// The version of the protocol it is asked in.
+    pub api_version: String,
+}
+
+impl std::fmt::Debug for CredentialProvider {
+    /// Arguments and variables may be secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CredentialProvider").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

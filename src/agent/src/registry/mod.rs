@@ -1,37 +1,60 @@
-//! What this node itself has for image registries: Docker configuration files. Which credential fits an image is
+//! What this node itself has for image registries: Docker configuration files and credential provider plugins. Which credential fits an image is
 //! decided in `longshore_core::image`; nothing here is logged but paths and counts.
 
 mod files;
+mod plugins;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use longshore_core::image::keyring::Credential;
+use futures_util::future::join_all;
+use longshore_core::image::pull_secrets::PullSecrets;
 use longshore_core::image::reference::repository;
 
-use crate::config::Settings;
+use crate::config::{CredentialProvider, Settings};
+use crate::text::error_chain;
 use files::Files;
+use plugins::Plugin;
 
 /// Credentials of the node, for pods' images of any namespace.
 #[derive(Debug, Default)]
 pub struct NodeCredentials {
     files: Files,
+    plugins: Vec<Plugin>,
 }
 
 impl NodeCredentials {
     /// What this node is set up with.
     pub fn of_node(settings: &Settings) -> Self {
-        Self::from_files(default_files(&settings.pods.root_dir, std::env::var_os("HOME")))
+        let files = default_files(&settings.pods.root_dir, std::env::var_os("HOME"));
+        Self::new(files, &settings.images.credential_providers)
     }
 
-    /// From the first of these files that is there and can be used.
-    pub fn from_files(paths: Vec<PathBuf>) -> Self {
-        Self { files: Files::new(paths) }
+    /// From the first of these files that is there and can be used, and from plugins.
+    pub fn new(files: Vec<PathBuf>, plugins: &[CredentialProvider]) -> Self {
+        let plugins = plugins.iter().cloned().map(Plugin::new).collect();
+        Self { files: Files::new(files), plugins }
     }
 
-    /// Those to try for an image, in order. What cannot be read is told in the log and left out.
-    pub async fn for_image(&self, image: &str) -> Vec<Credential> {
-        self.files.keyring().await.fitting(&repository(image))
+    /// Those to try for an image, in order: the file's, then the plugins'. What gives none although it was asked is
+    /// told in the log and with the pull.
+    pub async fn for_image(&self, image: &str) -> PullSecrets {
+        let repository = repository(image);
+        let mut keyring = self.files.keyring().await;
+        let serving: Vec<&Plugin> = self.plugins.iter().filter(|plugin| plugin.serves(&repository)).collect();
+        let asked = join_all(serving.iter().map(|plugin| plugin.keyring(&repository))).await;
+        let mut problems = Vec::new();
+        for (plugin, answer) in serving.into_iter().zip(asked) {
+            match answer {
+                Ok(found) => keyring.extend(&found),
+                Err(error) => {
+                    let (name, error) = (plugin.name(), error_chain(&error));
+                    tracing::warn!(plugin = name, image, error, "credential provider");
+                    problems.push(format!("credential provider {name} {error}"));
+                }
+            }
+        }
+        PullSecrets { credentials: keyring.fitting(&repository), problems }
     }
 }
 

@@ -43,6 +43,13 @@ impl Keyring {
         self.0.insert(at, (Place { text, split }, credential));
     }
 
+    /// Takes in what another has; for the same place its own come first.
+    pub fn extend(&mut self, other: &Self) {
+        for (place, credential) in &other.0 {
+            self.add(&place.text, credential.clone());
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

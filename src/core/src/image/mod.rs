@@ -3,6 +3,7 @@
 pub mod docker_config;
 pub mod gc;
 pub mod keyring;
+pub mod provider;
 pub mod pull_secrets;
 pub mod rate;
 pub mod reference;

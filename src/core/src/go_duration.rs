@@ -1,4 +1,4 @@
-//! The units of the Kubernetes configuration files: durations as Go prints them.
+//! Durations as Go prints them and Kubernetes writes them in files and answers.
 //! Only conversions between text and numbers live here.
 
 use std::fmt;
