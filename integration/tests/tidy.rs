@@ -89,8 +89,17 @@ fn crates_import_only_what_the_design_allows() {
 
 #[test]
 fn core_imports_plain_data_only() {
-    let data =
-        ["base64", "jiff", "k8s-openapi", "serde", "serde_json", "sha2", "thiserror", "x509-parser", "proptest"];
+    let data = [
+        "base64",
+        "jiff",
+        "k8s-openapi",
+        "serde",
+        "serde_json",
+        "sha2",
+        "thiserror",
+        "x509-parser",
+        "proptest",
+    ];
     let found =
         dependencies().into_iter().filter(|(p, d, _)| p == "longshore-core" && !data.contains(&d.as_str()));
     none("longshore-core decides and never acts", found.map(|(_, d, _)| format!("it imports {d}")).collect());

@@ -40,12 +40,7 @@ impl Blob {
     }
 
     fn descriptor(&self) -> String {
-        format!(
-            r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#,
-            self.kind,
-            self.digest,
-            self.bytes.len()
-        )
+        format!(r#"{{"mediaType":"{}","digest":"{}","size":{}}}"#, self.kind, self.digest, self.bytes.len())
     }
 }
 

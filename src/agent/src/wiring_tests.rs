@@ -274,6 +274,33 @@ async fn a_pod_starts_with_few_calls_and_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_critical_pod_ends_the_least_of_others() {
+    let node = TestNode::new();
+    let daemon = node.boot();
+    let asking = |name: &str, priority: u32, cpu: &str| {
+        let resources = format!("app:1\", resources: {{requests: {{cpu: {cpu}}}}}");
+        manifest(name, &format!("  priority: {priority}\n")).replace("app:1\"", &resources)
+    };
+    node.write("small.yaml", &asking("small", 0, "500m"));
+    node.write("large.yaml", &asking("large", 0, "1"));
+    node.until("Ready", 10, || daemon.is_ready("small") && daemon.is_ready("large")).await;
+    node.write("other.yaml", &asking("other", 0, "1"));
+    node.until("refused", 10, || daemon.status("other").reason.as_deref() == Some("OutOfcpu")).await;
+    node.write("vital.yaml", &asking("vital", 2_000_000_000, "1"));
+    node.until("Ready", 10, || daemon.is_ready("vital")).await;
+    node.until("made room", 30, || daemon.phase("small") == "Failed").await;
+    let ended = daemon.status("small");
+    assert_eq!(ended.reason.as_deref(), Some("Preempting"));
+    assert_eq!(ended.message.as_deref(), Some("ended to make room for the critical pod default/vital"));
+    assert!(daemon.is_ready("large"), "no more than needed");
+    // It stays so for the next daemon, and takes no room.
+    daemon.kill().await;
+    let daemon = node.boot();
+    node.until("still told", 20, || daemon.status("small").reason.as_deref() == Some("Preempting")).await;
+    assert!(daemon.is_ready("vital") && daemon.is_ready("large"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_private_image_is_pulled_with_the_pods_secret() {
     let node = TestNode::new();
     node.fake.script_pull("example.org/app:1", PullScript::wants("robot", "hush"));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeCondition, NodeStatus};
+use k8s_openapi::api::core::v1::{ContainerImage, Node, NodeCondition, NodeRuntimeHandler, NodeStatus};
 use longshore_core::node::conditions::{Health, conditions};
 use longshore_core::node::{self, NodeFacts, report};
 use tokio::sync::watch;
@@ -25,6 +25,8 @@ const FAST_FOR: Duration = Duration::from_secs(120);
 pub struct Condition {
     pub health: Health,
     pub images: Vec<ContainerImage>,
+    /// What the runtime can make sandboxes by, in the order of their names.
+    pub handlers: Vec<NodeRuntimeHandler>,
     pub facts: NodeFacts,
 }
 
@@ -168,7 +170,8 @@ impl NodeKeeper {
 }
 
 fn status(now: &Condition, prior: &[NodeCondition], at: Timestamp) -> NodeStatus {
-    node::node_status(&now.facts, conditions(&now.health, prior, at), now.images.clone())
+    let conditions = conditions(&now.health, prior, at);
+    node::node_status(&now.facts, conditions, now.images.clone(), now.handlers.clone())
 }
 
 #[cfg(test)]

@@ -104,6 +104,7 @@ fn cause_words(cause: &EndCause) -> String {
         EndCause::DeadlineExceeded => "activeDeadlineSeconds ran out".into(),
         EndCause::Rejected { reason, message } => format!("the node did not admit it, {reason}: {message}"),
         EndCause::Evicted { message } => format!("the node was under pressure: {message}"),
+        EndCause::Preempted { message } => message.clone(),
         EndCause::Orphaned => "no source wants it".into(),
     }
 }

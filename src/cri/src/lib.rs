@@ -32,7 +32,7 @@ pub use events::{ContainerEvents, EventKind, RuntimeEvent};
 pub use images::{ImagePull, Images, RegistryAuth};
 pub use observe::{NodeObservation, Observer, PodDigest};
 pub use pull_failure::PullFailure;
-pub use runtime_info::{CgroupDriver, RuntimeInfo, RuntimeStatus, RuntimeVersion};
+pub use runtime_info::{CgroupDriver, RuntimeHandler, RuntimeInfo, RuntimeStatus, RuntimeVersion};
 pub use sandboxes::{SandboxFilter, Sandboxes};
 pub use streaming_url::{StreamingUrl, StreamingUrlError};
 pub use streams::{ExecOutput, StreamIo, Streams};

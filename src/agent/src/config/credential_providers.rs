@@ -85,7 +85,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(read)? {
         let file = entry.map_err(read)?.path();
-        let known = file.extension().is_some_and(|kind| ["json", "yaml", "yml"].iter().any(|one| kind == *one));
+        let known =
+            file.extension().is_some_and(|kind| ["json", "yaml", "yml"].iter().any(|one| kind == *one));
         if known && file.is_file() {
             files.push(file);
         }
@@ -213,7 +214,10 @@ mod tests {
             (ONE.replace("['*.r.io']", "[]"), "providers[0].matchImages: is empty"),
             (ONE.replace("k8s.io/v1", "k8s.io/v2"), "providers[0].apiVersion: is"),
             (ONE.replace("12h", "-1s"), "providers[0].defaultCacheDuration: is missing or negative"),
-            (ONE.replace("args: [a]", "tokenAttributes: {requireServiceAccount: true}"), "tokenAttributes: is not supported"),
+            (
+                ONE.replace("args: [a]", "tokenAttributes: {requireServiceAccount: true}"),
+                "tokenAttributes: is not supported",
+            ),
             (format!("{ONE}\n- {ONE}"), "providers[1].name: is \"one\" for the second time"),
         ] {
             let said = loaded(&file(&provider)).unwrap_err();

@@ -8,6 +8,7 @@ mod node;
 mod pods;
 mod recorder;
 mod references;
+mod runtime_classes;
 mod services;
 mod statuses;
 mod tokens;
@@ -145,6 +146,8 @@ impl Joined {
         handles.sourcing.show_control_plane(upstream.clients.node.clone());
         let Upstream { clients, statuses, mirrors, recorder, events } = upstream;
         let pods = ApiPods {
+            client: clients.node.clone(),
+            node: handles.node.clone(),
             mirrors: mirrors.clone(),
             clock: handles.clock,
             sourcing: handles.sourcing.clone(),
@@ -197,6 +200,7 @@ impl Joined {
             };
             spawn(Box::pin(services.run()));
         }
+        spawn(Box::pin(runtime_classes::follow(self.clients.node.clone(), self.handles.node.clone())));
         let name = self.handles.node.now().name.clone();
         let selector = Selector::all(path::Path::pods()).fields(format!("spec.nodeName={name}"));
         let watch = Watch::new(self.clients.node.clone(), selector);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeRuntimeHandler, NodeRuntimeHandlerFeatures};
 use longshore_cluster::lease::Lease;
 use longshore_cluster::node::{Condition, Frequencies, NodeKeeper};
 use longshore_cluster::path::Path;
@@ -12,7 +12,8 @@ use longshore_core::node::conditions::Health;
 use longshore_core::node::report::ready_event;
 use longshore_core::node::{NodeFacts, Room, images};
 use longshore_core::pod::events::Severity;
-use longshore_cri::Runtime;
+use longshore_core::resources::placement::Placement;
+use longshore_cri::{Runtime, RuntimeHandler};
 use tokio::sync::watch;
 
 use super::recorder::EventRecorder;
@@ -65,7 +66,8 @@ impl NodeParts {
         let told = watch::Sender::new(None);
         let reading = told.subscribe();
         let selector = Selector::all(Path::nodes()).fields(format!("metadata.name={}", self.facts.name));
-        let own = OwnNode { told: told.clone(), dataplane: handles.dataplane.clone() };
+        let (node, dataplane) = (handles.node.clone(), handles.dataplane.clone());
+        let own = OwnNode { told: told.clone(), node, dataplane };
         spawn(Box::pin(Watch::new(client.clone(), selector).run(move |news| own.take(news))));
         let owner = watch::Sender::new(None);
         let lease = Lease { node: self.facts.name.clone(), duration_seconds: self.join.lease_seconds };
@@ -121,6 +123,7 @@ fn room(settings: &Settings, handles: &Handles) -> Room {
 /// The node's own object as others change it.
 struct OwnNode {
     told: watch::Sender<Option<Node>>,
+    node: crate::node::Node,
     dataplane: Option<DataplaneHandle>,
 }
 
@@ -135,11 +138,23 @@ impl OwnNode {
                 return;
             }
         };
+        if let Some(node) = &now {
+            self.node.set_placement(placement(node));
+        }
         if let (Some(node), Some(dataplane)) = (&now, &self.dataplane) {
             let labels = node.metadata.labels.as_ref();
             dataplane.tell(Change::Zone(labels.and_then(|labels| labels.get(ZONE).cloned())));
         }
         self.told.send_replace(now);
+    }
+}
+
+/// What the object says of the pods it takes.
+pub(super) fn placement(node: &Node) -> Placement {
+    Placement {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        taints: node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default(),
     }
 }
 
@@ -215,9 +230,9 @@ impl Gather {
         } else if let Err(problem) = &now.network {
             not_ready.push(format!("container runtime network not ready: {problem}"));
         }
-        let version = match now.answers {
-            Ok(()) => self.runtime.info.version().await.ok(),
-            Err(_) => None,
+        let (version, handlers) = match now.answers {
+            Ok(()) => (self.runtime.info.version().await.ok(), self.handlers().await),
+            Err(_) => (None, None),
         };
         self.condition.send_if_modified(|condition| {
             let before = condition.clone();
@@ -225,9 +240,28 @@ impl Gather {
                 condition.facts.system.container_runtime_version =
                     format!("{}://{}", version.name, version.version);
             }
+            if let Some(handlers) = handlers {
+                condition.handlers = handlers;
+            }
             condition.health = Health { not_ready, ..Health::default() };
             *condition != before
         });
+    }
+
+    /// `None` where the runtime does not answer.
+    async fn handlers(&self) -> Option<Vec<NodeRuntimeHandler>> {
+        let status = self.runtime.info.status().await.ok()?;
+        let handler = |handler: RuntimeHandler| NodeRuntimeHandler {
+            name: Some(handler.name),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(handler.recursive_read_only_mounts),
+                user_namespaces: Some(handler.user_namespaces),
+            }),
+        };
+        let mut handlers: Vec<_> = status.handlers.into_iter().map(handler).collect();
+        // Runtimes tell them out of a map.
+        handlers.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(handlers)
     }
 
     async fn list_images(&self) {

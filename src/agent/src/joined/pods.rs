@@ -5,17 +5,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
-use longshore_cluster::News;
+use longshore_cluster::path::Path;
 use longshore_cluster::pod_status::PodStatuses;
+use longshore_cluster::{ApiClient, News};
 use longshore_core::ids::{PodKey, PodUid};
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::mirror;
 use longshore_core::pod::report::OWN_CONDITIONS;
+use longshore_core::resources::placement;
 use tokio::sync::watch;
 
 use super::mirrors::Mirrors;
 use super::references::References;
 use super::tokens::Tokens;
+use crate::node::Node;
 use crate::pods::Clock;
 use crate::sources::Change;
 use crate::sourcing::Sourcing;
@@ -23,6 +26,8 @@ use crate::sourcing::Sourcing;
 /// The API server's pods of this node.
 #[derive(Debug)]
 pub(super) struct ApiPods {
+    pub client: ApiClient,
+    pub node: Node,
     pub clock: Clock,
     pub sourcing: Arc<Sourcing>,
     pub references: References,
@@ -36,7 +41,7 @@ pub(super) struct ApiPods {
 
 impl ApiPods {
     /// Takes what the watch tells.
-    pub(super) fn take(&self, news: News<Pod>) {
+    pub(super) fn take(self: &Arc<Self>, news: News<Pod>) {
         match news {
             News::All(all) => {
                 let told: HashSet<PodUid> =
@@ -76,7 +81,7 @@ impl ApiPods {
         self.sourcing.take(Change::Pod(Box::new(pod)));
     }
 
-    fn set(&self, mut pod: Pod) {
+    fn set(self: &Arc<Self>, mut pod: Pod) {
         // Who wrote which field is of no use here, and often half of the object.
         pod.metadata.managed_fields = None;
         let Some((key, uid)) = identity(&pod) else {
@@ -100,7 +105,31 @@ impl ApiPods {
             Deletion { requested_at: now, grace_seconds: grace_seconds(grace), cause: EndCause::Deleted }
         });
         let desired = DesiredPod { key, uid, pod, source: PodSource::Api, seen_at: now, deletion };
+        if desired.deletion.is_none() && self.seems_misplaced(&desired.pod) {
+            tokio::spawn(self.clone().take_with_fresh_node(desired));
+            return;
+        }
         self.sourcing.take(Change::Pod(Box::new(desired)));
+    }
+
+    fn seems_misplaced(&self, pod: &Pod) -> bool {
+        let node = self.node.now();
+        node.placement.as_deref().is_some_and(|known| placement::selected(pod, known).is_err())
+    }
+
+    /// Labels may have changed a moment ago, and the scheduler have seen it first: a refusal is final, so the object
+    /// is read anew before.
+    async fn take_with_fresh_node(self: Arc<Self>, desired: DesiredPod) {
+        let path = Path::node(&self.node.now().name);
+        match self.client.get(&path).await {
+            Ok(node) => self.node.set_placement(super::node::placement(&node)),
+            Err(error) => tracing::warn!(pod = %desired.key, "Node object: {}", error.one_line()),
+        }
+        // What was told of the pod meanwhile counts, and was or will be taken by itself.
+        let newest = self.known().get(&desired.uid).is_some_and(|known| Arc::ptr_eq(known, &desired.pod));
+        if newest {
+            self.sourcing.take(Change::Pod(Box::new(desired)));
+        }
     }
 
     /// The object is gone while the pod may still run: it ends with the grace it was promised.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings, DnsSettings, NodeContext};
+use longshore_core::resources::placement::Placement;
 use tokio::sync::watch;
 
 use crate::config::Settings;
@@ -70,6 +71,24 @@ impl Node {
         self.change(|context| {
             let news = *context.service_env != env;
             context.service_env = Arc::new(env);
+            news
+        });
+    }
+
+    /// What the Node object says of the pods it takes.
+    pub fn set_placement(&self, placement: Placement) {
+        self.change(|context| {
+            let news = context.placement.as_deref() != Some(&placement);
+            context.placement = Some(Arc::new(placement));
+            news
+        });
+    }
+
+    /// Handlers by the name of their RuntimeClass, as the control plane has them now.
+    pub fn set_runtime_classes(&self, classes: BTreeMap<String, String>) {
+        self.change(|context| {
+            let news = context.runtime_classes.as_deref() != Some(&classes);
+            context.runtime_classes = Some(Arc::new(classes));
             news
         });
     }
@@ -152,5 +171,7 @@ pub fn context(
         seccomp_default: settings.pods.seccomp_default,
         agent_started_at: now,
         hugepage_sizes: facts.hugepage_sizes.clone(),
+        runtime_classes: None,
+        placement: None,
     }
 }

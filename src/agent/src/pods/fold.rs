@@ -24,9 +24,11 @@ pub(super) fn deletion(old: Option<&Deletion>, new: Option<Deletion>) -> Option<
     }
 }
 
-/// The node did not admit it.
-pub(super) fn is_rejected(deletion: Option<&Deletion>) -> bool {
-    deletion.is_some_and(|deletion| matches!(deletion.cause, EndCause::Rejected { .. }))
+/// The node did not admit it, or ended it for another's sake.
+pub(super) fn makes_room(deletion: Option<&Deletion>) -> bool {
+    deletion.is_some_and(|deletion| {
+        matches!(deletion.cause, EndCause::Rejected { .. } | EndCause::Preempted { .. })
+    })
 }
 
 /// A phase that is final: it takes nothing of the node any more.

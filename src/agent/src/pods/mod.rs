@@ -34,6 +34,8 @@ use longshore_core::pod::snapshot::{
 };
 use longshore_core::pod::step::{Step, StepOutcome};
 use longshore_core::resources::admission::{self, NodeRoom};
+use longshore_core::resources::placement;
+use longshore_core::resources::preemption::{self, Other, Verdict};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -131,15 +133,26 @@ struct State {
 impl State {
     /// Pods that take their place on the node although no source has mentioned them yet: what runs, as its
     /// record or, without one, as the runtime tells it.
-    fn not_yet_claimed(&self) -> Vec<(PodKey, Arc<Pod>)> {
+    fn not_yet_claimed(&self) -> Vec<Neighbour> {
+        let neighbour = |(key, pod): (PodKey, Arc<Pod>)| Neighbour { key, uid: None, pod, is_static: false };
         let recorded = self.records.values().filter(|record| record.takes_room());
         let recorded = recorded.map(|record| (record.key.clone(), record.pod.clone()));
         let only_running = self.unclaimed.values().filter(|pod| {
             !self.records.contains_key(&pod.uid) && pod.containers.iter().any(ObservedContainer::may_run)
         });
         let only_running = only_running.map(|pod| (pod.key.clone(), Arc::new(adopted::pod_of(pod))));
-        recorded.chain(only_running).collect()
+        recorded.chain(only_running).map(neighbour).collect()
     }
+}
+
+/// A pod that takes its place beside one that comes.
+#[derive(Debug)]
+struct Neighbour {
+    key: PodKey,
+    /// Where it can be ended for the other's sake.
+    uid: Option<PodUid>,
+    pod: Arc<Pod>,
+    is_static: bool,
 }
 
 #[derive(Debug)]
@@ -147,8 +160,9 @@ struct Entry {
     inbox: Arc<Inbox>,
     key: PodKey,
     pod: Arc<Pod>,
-    /// Not admitted: it takes nothing of the node.
-    rejected: bool,
+    /// Not admitted, or ended to make room: it takes nothing of the node.
+    makes_room: bool,
+    is_static: bool,
     /// Its end was asked for; a uid never goes back (behaviours 1).
     ending: bool,
     /// The same uid wanted again meanwhile: begins a life of its own once this one has ended.
@@ -389,7 +403,8 @@ impl Pods {
             inbox: inbox.clone(),
             key: key.clone(),
             pod: birth.desired.pod.clone(),
-            rejected: fold::is_rejected(birth.desired.deletion.as_ref()),
+            makes_room: fold::makes_room(birth.desired.deletion.as_ref()),
+            is_static: matches!(birth.desired.source, PodSource::File { .. }),
             // What only the runtime or the disk tells of is here to be ended.
             ending: asked || birth.desired.source == PodSource::Runtime,
             again: None,
@@ -408,38 +423,86 @@ impl Pods {
     }
 
     /// The end of a pod the node has no room for; only asked for pods that never ran. Another life of
-    /// the same name makes room for it and is not counted.
-    fn refusal(&self, state: &State, desired: &DesiredPod) -> Option<Deletion> {
+    /// the same name makes room for it and is not counted. For a critical pod others may be ended.
+    fn refusal(&self, state: &mut State, desired: &DesiredPod) -> Option<Deletion> {
         let deps = &self.inner.deps;
-        let places = state.workers.len() + state.records.len() + state.unclaimed.len();
         let node = deps.node.borrow().clone();
-        // Most pods ask for nothing but a place, and there is one: nobody has to be counted.
-        let fits = places < node.max_pods && admission::asks_for_nothing(&desired.pod);
-        let others = if fits { Vec::new() } else { self.others(state, desired) };
-        let room = NodeRoom {
-            cpu_millis: node.allocatable_cpu_millis,
-            memory_bytes: node.allocatable_memory_bytes,
-            pods: node.max_pods,
+        let refusal = match self.verdict_on(state, desired, &node) {
+            Verdict::Fits => return None,
+            Verdict::MakesRoom(victims) => {
+                self.preempt(state, &victims, &desired.key);
+                return None;
+            }
+            Verdict::Refused(refusal) => refusal,
         };
-        let others = others.iter().map(|(key, pod)| (key, &**pod));
-        let refusal = admission::sysctls(&desired.pod, &node.allowed_unsafe_sysctls)
-            .and_then(|()| admission::admit(&desired.pod, others, &room))
-            .err()?;
         deps.metrics.refused(refusal.reason());
         tracing::warn!(pod = %desired.key, uid = %desired.uid, reason = refusal.reason(), "pod refused: {refusal}");
         Some(Deletion { requested_at: deps.clock.now(), grace_seconds: 0, cause: refusal.cause() })
     }
 
+    fn verdict_on(&self, state: &State, desired: &DesiredPod, node: &NodeContext) -> Verdict {
+        let is_static = matches!(desired.source, PodSource::File { .. });
+        let placed = node
+            .placement
+            .as_deref()
+            .map_or(Ok(()), |placement| placement::check(&desired.pod, is_static, placement));
+        if let Err(refusal) = admission::sysctls(&desired.pod, &node.allowed_unsafe_sysctls).and(placed) {
+            return Verdict::Refused(refusal);
+        }
+        let places = state.workers.len() + state.records.len() + state.unclaimed.len();
+        // Most pods ask for nothing but a place, and there is one: nobody has to be counted.
+        if places < node.max_pods && admission::asks_for_nothing(&desired.pod) {
+            return Verdict::Fits;
+        }
+        let room = NodeRoom {
+            cpu_millis: node.allocatable_cpu_millis,
+            memory_bytes: node.allocatable_memory_bytes,
+            pods: node.max_pods,
+        };
+        let neighbours = self.neighbours(state, desired);
+        let others: Vec<Other<'_>> = neighbours
+            .iter()
+            .map(|one| Other {
+                key: &one.key,
+                uid: one.uid.as_ref(),
+                pod: &one.pod,
+                is_static: one.is_static,
+            })
+            .collect();
+        preemption::decide(&desired.pod, is_static, &others, &room)
+    }
+
+    /// Ends pods for the sake of a critical one, each with its own grace.
+    fn preempt(&self, state: &mut State, victims: &[PodUid], comer: &PodKey) {
+        let deps = &self.inner.deps;
+        for uid in victims {
+            let Some(entry) = state.workers.get_mut(uid) else { continue };
+            let grace = entry.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+            let grace_seconds = grace.and_then(|grace| u32::try_from(grace).ok()).unwrap_or(30);
+            let message = format!("ended to make room for the critical pod {comer}");
+            tracing::warn!(pod = %entry.key, %uid, "preempted: {message}");
+            let cause = EndCause::Preempted { message };
+            entry.makes_room = true;
+            entry.inbox.end(Deletion { requested_at: deps.clock.now(), grace_seconds, cause });
+        }
+    }
+
     /// Pods that take their place beside this one.
-    fn others(&self, state: &State, desired: &DesiredPod) -> Vec<(PodKey, Arc<Pod>)> {
+    fn neighbours(&self, state: &State, desired: &DesiredPod) -> Vec<Neighbour> {
         let deps = &self.inner.deps;
         let over = |uid: &PodUid| deps.view.by_uid(uid).is_some_and(|view| fold::is_finished(&view.status));
-        let workers = state.workers.iter().filter(|(uid, entry)| !entry.rejected && !over(uid));
-        let mut others: Vec<(PodKey, Arc<Pod>)> =
-            workers.map(|(_, entry)| (entry.key.clone(), entry.pod.clone())).collect();
-        others.extend(state.not_yet_claimed());
-        others.retain(|(key, _)| *key != desired.key);
-        others
+        let workers = state.workers.iter().filter(|(uid, entry)| !entry.makes_room && !over(uid));
+        let mut neighbours: Vec<Neighbour> = workers
+            .map(|(uid, entry)| Neighbour {
+                key: entry.key.clone(),
+                uid: Some(uid.clone()).filter(|_| !entry.ending),
+                pod: entry.pod.clone(),
+                is_static: entry.is_static,
+            })
+            .collect();
+        neighbours.extend(state.not_yet_claimed());
+        neighbours.retain(|one| one.key != desired.key);
+        neighbours
     }
 
     /// Nothing of this life is left: forget it and let the next one of its name begin.

@@ -82,7 +82,7 @@ impl PodRecord {
     pub(super) fn takes_room(&self) -> bool {
         let ended = matches!(self.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Released { .. });
         let finished = self.status.as_deref().is_some_and(fold::is_finished);
-        !ended && !finished && !fold::is_rejected(self.deletion.as_ref())
+        !ended && !finished && !fold::makes_room(self.deletion.as_ref())
     }
 
     /// The pod as it was wanted when the record was written.

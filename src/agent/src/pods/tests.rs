@@ -146,6 +146,8 @@ pub(crate) fn node_context() -> NodeContext {
         seccomp_default: false,
         agent_started_at: Timestamp::UNIX_EPOCH,
         hugepage_sizes: Vec::new(),
+        runtime_classes: None,
+        placement: None,
     }
 }
 

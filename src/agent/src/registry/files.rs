@@ -88,7 +88,8 @@ mod tests {
             let found = files.keyring().await.fitting("r.io/web");
             found.first().map(|credential| credential.username.clone())
         };
-        let entry = |user: &str| format!(r#"{{"auths": {{"r.io": {{"username": "{user}", "password": "p"}}}}}}"#);
+        let entry =
+            |user: &str| format!(r#"{{"auths": {{"r.io": {{"username": "{user}", "password": "p"}}}}}}"#);
         assert_eq!(user().await, None);
         std::fs::write(path("b"), entry("b")).unwrap();
         assert_eq!(user().await.as_deref(), Some("b"));

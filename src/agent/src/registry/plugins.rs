@@ -102,8 +102,7 @@ impl Plugin {
             .spawn()
             .map_err(PluginError::Start)?;
         let mut group = Group(child);
-        let (stdin, stdout, stderr) =
-            (group.0.stdin.take(), group.0.stdout.take(), group.0.stderr.take());
+        let (stdin, stdout, stderr) = (group.0.stdin.take(), group.0.stdout.take(), group.0.stderr.take());
         let feed = async {
             if let Some(mut stdin) = stdin {
                 // One that needs nothing of the request may close it.

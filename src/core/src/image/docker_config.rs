@@ -74,8 +74,8 @@ pub fn read(format: Format, bytes: &[u8]) -> Result<Keyring, ConfigFault> {
         }
         Format::Dockercfg => serde_json::from_slice(bytes),
     };
-    let entries: BTreeMap<String, Entry> = entries
-        .map_err(|error| ConfigFault::Json { line: error.line(), column: error.column() })?;
+    let entries: BTreeMap<String, Entry> =
+        entries.map_err(|error| ConfigFault::Json { line: error.line(), column: error.column() })?;
     let mut keyring = Keyring::default();
     for (place, entry) in entries {
         let credential = match entry.auth.filter(|auth| !auth.trim().is_empty()) {
@@ -138,7 +138,10 @@ mod tests {
     fn what_is_wrong_is_said_without_the_secret() {
         for (text, wanted) in [
             (r#"{"auths": {"r.io": {"auth": "hush!"}}}"#, "auth of \"r.io\" is not base64 of user:password"),
-            (r#"{"auths": {"r.io": {"auth": "aHVzaA=="}}}"#, "auth of \"r.io\" is not base64 of user:password"),
+            (
+                r#"{"auths": {"r.io": {"auth": "aHVzaA=="}}}"#,
+                "auth of \"r.io\" is not base64 of user:password",
+            ),
             (
                 r#"{"auths": {"r.io": "hush"}}"#,
                 "is not JSON of the right form, line 1 column 25; write it with docker login",

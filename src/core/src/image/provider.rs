@@ -203,7 +203,8 @@ mod tests {
             let answer = answer(V1, text(key_type, keep).as_bytes()).unwrap();
             cache.put("r.io/web", &answer, seconds(10), seconds(100));
             let found = |now| {
-                ["r.io/web", "r.io/other", "else.io/web"].map(|image| cache.get(image, seconds(now)).is_some())
+                ["r.io/web", "r.io/other", "else.io/web"]
+                    .map(|image| cache.get(image, seconds(now)).is_some())
             };
             assert_eq!(found(109), covered, "{key_type} {keep}");
             assert_eq!(found(110), [false; 3], "{key_type} {keep}");
@@ -215,7 +216,12 @@ mod tests {
         let mut cache = Cache::default();
         let answer = answer(V1, text("Image", "").as_bytes()).unwrap();
         for image in 0..3 * MAX_KEPT {
-            cache.put(&format!("r.io/{image}"), &answer, Duration::from_secs(60), Duration::from_millis(image as u64));
+            cache.put(
+                &format!("r.io/{image}"),
+                &answer,
+                Duration::from_secs(60),
+                Duration::from_millis(image as u64),
+            );
         }
         assert_eq!(cache.0.len(), MAX_KEPT);
         let last = format!("r.io/{}", 3 * MAX_KEPT - 1);

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec,
-    NodeStatus, NodeSystemInfo, Taint,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeRuntimeHandler, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -199,6 +199,7 @@ pub fn node_status(
     facts: &NodeFacts,
     conditions: Vec<NodeCondition>,
     images: Vec<ContainerImage>,
+    handlers: Vec<NodeRuntimeHandler>,
 ) -> NodeStatus {
     let mut addresses: Vec<NodeAddress> = facts
         .ips
@@ -216,6 +217,7 @@ pub fn node_status(
         }),
         images: Some(images).filter(|images| !images.is_empty()),
         node_info: Some(facts.system.clone()),
+        runtime_handlers: Some(handlers).filter(|handlers| !handlers.is_empty()),
         ..NodeStatus::default()
     }
 }

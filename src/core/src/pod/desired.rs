@@ -60,6 +60,8 @@ pub enum EndCause {
     Rejected { reason: String, message: String },
     /// Ended by the node under pressure.
     Evicted { message: String },
+    /// Ended by the node to make room for a critical pod.
+    Preempted { message: String },
     /// The runtime has it but no source wants it.
     Orphaned,
 }
@@ -68,6 +70,6 @@ impl EndCause {
     /// The node ended the pod by itself: it stays to be looked at, as failed, until its source lets go
     /// of it.
     pub fn stays_shown(&self) -> bool {
-        matches!(self, Self::Rejected { .. } | Self::Evicted { .. })
+        matches!(self, Self::Rejected { .. } | Self::Evicted { .. } | Self::Preempted { .. })
     }
 }

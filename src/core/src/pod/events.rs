@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use crate::ids::ContainerName;
 use crate::pod::containers::containers;
 use crate::pod::snapshot::ProbeKind;
-use crate::pod::step::{Step, StepOutcome};
+use crate::pod::step::{Step, StepKind, StepOutcome};
 use crate::wire::PodView;
 
 /// How bad it is, as the API spells it.
@@ -135,6 +135,8 @@ pub fn of_views(before: Option<&PodView>, now: &PodView) -> Vec<PodEvent> {
         let reason = match waiting.reason.as_str() {
             "CrashLoopBackOff" | "ImagePullBackOff" => "BackOff",
             "FailedMount" => "FailedMount",
+            // Of a step that failed it was told as that ended.
+            "FailedCreatePodSandBox" if !has_failed(now, StepKind::CreateSandbox) => "FailedCreatePodSandBox",
             _ => continue,
         };
         if !known {
@@ -162,6 +164,10 @@ pub fn of_views(before: Option<&PodView>, now: &PodView) -> Vec<PodEvent> {
     events
 }
 
+fn has_failed(view: &PodView, kind: StepKind) -> bool {
+    view.failures.iter().any(|(step, _)| step.kind == kind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,13 +177,12 @@ mod tests {
 
     #[test]
     fn steps_are_told_with_the_kubelets_reasons() {
-        let pull =
-            Step::PullImage {
-                container: "web".into(),
-                image: "w:1".into(),
-                policy: PullPolicy::Always,
-                secrets: PullSecrets::default(),
-            };
+        let pull = Step::PullImage {
+            container: "web".into(),
+            image: "w:1".into(),
+            policy: PullPolicy::Always,
+            secrets: PullSecrets::default(),
+        };
         let start = Step::StartContainer { container: "web".into(), id: "1".into() };
         let error =
             StepOutcome::Failed(StepError { reason: "E".into(), message: "no".into(), retryable: true });

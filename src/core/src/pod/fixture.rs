@@ -70,6 +70,8 @@ pub(crate) fn node() -> NodeContext {
         seccomp_default: false,
         agent_started_at: epoch(),
         hugepage_sizes: vec!["2MB".to_owned(), "1GB".to_owned()],
+        runtime_classes: None,
+        placement: None,
     }
 }
 

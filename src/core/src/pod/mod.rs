@@ -33,6 +33,7 @@ pub mod render;
 pub mod report;
 pub mod restart;
 pub mod retry;
+pub mod runtime_class;
 pub mod security;
 pub mod snapshot;
 pub mod spec;

@@ -15,12 +15,13 @@ use crate::pod::hostname::sandbox_hostname;
 use crate::pod::hosts_file;
 use crate::pod::mounts::{MountInputs, mounts};
 use crate::pod::refs::RefError;
+use crate::pod::runtime_class;
 use crate::pod::security::{check_non_root, container_security, sandbox_security};
 use crate::pod::snapshot::PodSnapshot;
 use crate::pod::spec::{ContainerSpec, PortMapping, PortProtocol, SandboxSpec};
 use crate::pod::step::{CreateContainer, HostsFile, ImagePresent, VolumeAction};
 use crate::resources::cgroup_names;
-use crate::resources::container_resources::{container_resources, sandbox_resources};
+use crate::resources::container_resources::{container_resources, overhead_resources, sandbox_resources};
 use crate::resources::qos::qos_class;
 use crate::volume::pod_dir;
 
@@ -67,8 +68,9 @@ pub fn sandbox_spec(snapshot: &PodSnapshot<'_>, attempt: u32) -> Result<SandboxS
         sysctls: sysctls(pod),
         security: sandbox_security(pod, node),
         resources: Some(sandbox_resources(pod, node)),
-        overhead: None,
-        runtime_handler: String::new(),
+        overhead: overhead_resources(pod, node),
+        // Only making a sandbox needs it, and that is not begun without.
+        runtime_handler: runtime_class::handler(pod, &node.runtime_classes).unwrap_or_default(),
     })
 }
 

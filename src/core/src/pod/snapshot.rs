@@ -15,8 +15,10 @@ use crate::pod::desired::DesiredPod;
 use crate::pod::lifecycle::Lifecycle;
 use crate::pod::local::LocalState;
 use crate::pod::observed::ObservedPod;
+use crate::pod::runtime_class::RuntimeClasses;
 use crate::pod::step::{Hook, Step, StepKey};
 use crate::pod::token::TokenSpec;
+use crate::resources::placement::Placement;
 use crate::volume::VolumeContents;
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +75,9 @@ pub struct NodeContext {
     pub agent_started_at: Timestamp,
     /// Sizes the kernel supports, as it spells them (`2MB`).
     pub hugepage_sizes: Vec<String>,
+    pub runtime_classes: RuntimeClasses,
+    /// As the Node object has it; `None` until it was read, and without a control plane.
+    pub placement: Option<Arc<Placement>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

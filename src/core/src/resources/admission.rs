@@ -28,6 +28,10 @@ pub enum Refusal {
     OutOfMemory { wanted: u64, left: u64, room: u64 },
     #[error("host port {port}/{protocol} is taken by pod {by}; use another hostPort")]
     HostPort { port: i32, protocol: String, by: PodKey },
+    #[error("it asks for another node: this one does not have {wanted}")]
+    NodeAffinity { wanted: String },
+    #[error("it does not tolerate the node's taint {taint}")]
+    Taint { taint: String },
     #[error("sysctl {name} is not among the safe ones; allow it with allowedUnsafeSysctls, or leave it out")]
     UnsafeSysctl { name: String },
     #[error("sysctl {name} is the node's own with {with}; leave out one of the two")]
@@ -42,8 +46,15 @@ impl Refusal {
             Self::OutOfCpu { .. } => "OutOfcpu",
             Self::OutOfMemory { .. } => "OutOfmemory",
             Self::HostPort { .. } => "NodePorts",
+            Self::NodeAffinity { .. } => "NodeAffinity",
+            Self::Taint { .. } => "TaintToleration",
             Self::UnsafeSysctl { .. } | Self::SharedSysctl { .. } => "SysctlForbidden",
         }
+    }
+
+    /// Less of others would make it fit.
+    pub fn is_amount(&self) -> bool {
+        matches!(self, Self::OutOfPods { .. } | Self::OutOfCpu { .. } | Self::OutOfMemory { .. })
     }
 
     /// The end of a pod that is refused.
@@ -152,7 +163,7 @@ impl HostPort {
     }
 }
 
-fn host_ports_free(pod: &Pod, others: &[(&PodKey, &Pod)]) -> Result<(), Refusal> {
+pub(super) fn host_ports_free(pod: &Pod, others: &[(&PodKey, &Pod)]) -> Result<(), Refusal> {
     let wanted = host_ports(pod);
     if wanted.is_empty() {
         return Ok(());

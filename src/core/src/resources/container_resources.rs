@@ -9,7 +9,7 @@ use crate::pod::containers::{Role, containers, is_sidecar};
 use crate::pod::snapshot::NodeContext;
 use crate::pod::spec::LinuxResources;
 use crate::resources::cgroup_values::{cpu_quota_us, cpu_shares};
-use crate::resources::pod_sums::{Side, container_amount, hugepage_kernel_size, pod_amount};
+use crate::resources::pod_sums::{Side, container_amount, hugepage_kernel_size, overhead, own_amount};
 use crate::resources::qos::{QosClass, qos_class};
 use crate::resources::quantity::Amount;
 
@@ -40,13 +40,29 @@ pub fn container_resources(pod: &Pod, container: &Container, node: &NodeContext)
     }
 }
 
-/// The pod's sum, for runtimes that size a virtual machine by it.
+/// The pod's sum without its overhead, for runtimes that size a virtual machine by it.
 pub fn sandbox_resources(pod: &Pod, node: &NodeContext) -> LinuxResources {
-    let limit = pod_amount(pod, Side::Limits, "cpu").unsigned_millis();
-    let quota = cpu_quota_us(limit, node.cgroups.cpu_cfs_period_us);
-    let memory = pod_amount(pod, Side::Limits, "memory").value();
+    let amount = |side, name| own_amount(pod, side, name);
+    of_sandbox(
+        amount(Side::Requests, "cpu"),
+        amount(Side::Limits, "cpu"),
+        amount(Side::Limits, "memory"),
+        node,
+    )
+}
+
+/// The pod's overhead, told apart from the sum; `None` where it has none.
+pub fn overhead_resources(pod: &Pod, node: &NodeContext) -> Option<LinuxResources> {
+    let stated = pod.spec.as_ref()?.overhead.as_ref()?;
+    let cpu = overhead(pod, "cpu");
+    (!stated.is_empty()).then(|| of_sandbox(cpu, cpu, overhead(pod, "memory"), node))
+}
+
+fn of_sandbox(request: Amount, limit: Amount, memory: Amount, node: &NodeContext) -> LinuxResources {
+    let quota = cpu_quota_us(limit.unsigned_millis(), node.cgroups.cpu_cfs_period_us);
+    let memory = memory.value();
     LinuxResources {
-        cpu_shares: Some(cpu_shares(pod_amount(pod, Side::Requests, "cpu").unsigned_millis())),
+        cpu_shares: Some(cpu_shares(request.unsigned_millis())),
         cpu_quota_us: quota.and_then(|quota| i64::try_from(quota).ok()),
         cpu_period_us: quota.map(|_| node.cgroups.cpu_cfs_period_us),
         memory_limit_bytes: (memory > 0).then_some(memory),

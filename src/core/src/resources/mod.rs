@@ -5,6 +5,8 @@ pub mod admission;
 pub mod cgroup_names;
 pub mod cgroup_values;
 pub mod container_resources;
+pub mod placement;
 pub mod pod_sums;
+pub mod preemption;
 pub mod qos;
 pub mod quantity;

@@ -26,21 +26,30 @@ pub fn container_amount(container: &Container, side: Side, name: &str) -> Amount
     }
 }
 
-/// The sum of one resource over the pod. Zero where nothing is stated.
+/// The sum of one resource over the pod, with its overhead. Zero where nothing is stated.
 pub fn pod_amount(pod: &Pod, side: Side, name: &str) -> Amount {
+    let sum = own_amount(pod, side, name);
+    // A limit of zero means no limit; overhead does not make one.
+    if side == Side::Limits && sum.is_zero() { sum } else { sum.saturating_add(overhead(pod, name)) }
+}
+
+/// What the pod's sandbox itself takes beside its containers (RuntimeClass).
+pub fn overhead(pod: &Pod, name: &str) -> Amount {
+    let stated = pod.spec.as_ref().and_then(|spec| spec.overhead.as_ref());
+    amount_or_zero(stated.and_then(|list| list.get(name)))
+}
+
+/// The same sum without overhead.
+pub fn own_amount(pod: &Pod, side: Side, name: &str) -> Amount {
     let spec = pod.spec.as_ref();
     let stated = spec.and_then(|spec| spec.resources.as_ref()).and_then(|own| match side {
         Side::Requests => own.requests.as_ref().and_then(|list| list.get(name)),
         Side::Limits => own.limits.as_ref().and_then(|list| list.get(name)),
     });
-    let sum = match stated {
+    match stated {
         Some(stated) => amount_or_zero(Some(stated)),
         None => containers_amount(pod, side, name),
-    };
-    let overhead =
-        amount_or_zero(spec.and_then(|spec| spec.overhead.as_ref()).and_then(|list| list.get(name)));
-    // A limit of zero means no limit; overhead does not make one.
-    if side == Side::Limits && sum.is_zero() { sum } else { sum.saturating_add(overhead) }
+    }
 }
 
 fn containers_amount(pod: &Pod, side: Side, name: &str) -> Amount {

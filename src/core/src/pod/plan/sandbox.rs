@@ -4,6 +4,7 @@
 use crate::pod::containers::is_host_network;
 use crate::pod::observed::{ObservedSandbox, SandboxState};
 use crate::pod::render::sandbox_spec;
+use crate::pod::runtime_class;
 use crate::pod::step::Step;
 
 use super::containers::stop_for_new_sandbox;
@@ -40,6 +41,10 @@ fn create(draft: &mut Draft<'_, '_>) {
     {
         let message = format!("the node's network is not ready: {problem}; install or mend the CNI plugin");
         draft.wait("NetworkNotReady", None, message, None);
+        return;
+    }
+    if let Err(error) = runtime_class::handler(facts.pod(), &snapshot.node.runtime_classes) {
+        draft.wait("FailedCreatePodSandBox", None, error.to_string(), None);
         return;
     }
     let attempt = snapshot.observed.sandboxes.iter().map(|sandbox| sandbox.attempt + 1).max().unwrap_or(0);

@@ -101,6 +101,7 @@ fn words(cause: &EndCause) -> String {
         EndCause::DeadlineExceeded => "the pod ran longer than activeDeadlineSeconds".to_owned(),
         EndCause::Rejected { message, .. } => format!("the pod was rejected: {message}"),
         EndCause::Evicted { message } => format!("the pod was evicted: {message}"),
+        EndCause::Preempted { message } => format!("the pod was preempted: {message}"),
         EndCause::Orphaned => "no source wants the pod any more".to_owned(),
     }
 }

@@ -342,7 +342,8 @@ fn waits_are_said_with_object_and_mend() {
 
 #[test]
 fn a_pull_takes_the_pods_secrets_and_waits_for_unread_ones_a_while() {
-    let spec = json!({"imagePullSecrets": [{"name": "key"}], "containers": [{"name": "web", "image": "r.io/w:1"}]});
+    let spec =
+        json!({"imagePullSecrets": [{"name": "key"}], "containers": [{"name": "web", "image": "r.io/w:1"}]});
     let mut fixture = prepared(spec);
     let wanted = ObjectRef::Secret(ObjectKey::new("default", "key"));
     fixture.objects.unfetched.insert(wanted.clone());

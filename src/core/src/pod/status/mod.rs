@@ -86,6 +86,7 @@ fn reason(prior: Option<&PodStatus>, cause: Option<&EndCause>) -> (Option<String
         Some(EndCause::Rejected { reason, message }) => {
             (Some(reason.clone()), Some(format!("Pod was rejected: {message}")))
         }
+        Some(EndCause::Preempted { message }) => (Some("Preempting".to_owned()), Some(message.clone())),
         Some(EndCause::Evicted { message }) => (Some("Evicted".to_owned()), Some(message.clone())),
         Some(EndCause::Deleted | EndCause::Replaced | EndCause::Finished | EndCause::Orphaned) | None => {
             (None, None)

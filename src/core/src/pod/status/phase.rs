@@ -29,7 +29,12 @@ pub(super) fn phase(facts: &Facts<'_>, cause: Option<&EndCause>, all: &Statuses)
 fn wanted(facts: &Facts<'_>, cause: Option<&EndCause>, all: &Statuses) -> &'static str {
     match cause {
         None => by_containers(facts, all, facts.is_finished()),
-        Some(EndCause::DeadlineExceeded | EndCause::Rejected { .. } | EndCause::Evicted { .. }) => FAILED,
+        Some(
+            EndCause::DeadlineExceeded
+            | EndCause::Rejected { .. }
+            | EndCause::Evicted { .. }
+            | EndCause::Preempted { .. },
+        ) => FAILED,
         // Ended from outside: what was cut off has failed, what had not begun stays pending.
         Some(EndCause::Finished | EndCause::Deleted | EndCause::Replaced | EndCause::Orphaned) => {
             by_containers(facts, all, true)
