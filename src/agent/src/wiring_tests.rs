@@ -297,7 +297,8 @@ async fn a_critical_pod_ends_the_least_of_others() {
     daemon.kill().await;
     let daemon = node.boot();
     node.until("still told", 20, || daemon.status("small").reason.as_deref() == Some("Preempting")).await;
-    assert!(daemon.is_ready("vital") && daemon.is_ready("large"));
+    node.until("adopted", 20, || daemon.is_ready("vital") && daemon.is_ready("large")).await;
+    assert_eq!(node.fake.starts().len(), 3, "nothing was started again");
 }
 
 #[tokio::test(start_paused = true)]

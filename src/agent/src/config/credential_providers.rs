@@ -193,7 +193,7 @@ mod tests {
         format!("kind: {KIND}\napiVersion: kubelet.config.k8s.io/v1\nproviders:\n- {provider}\n")
     }
 
-    const ONE: &str = "{name: one, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: ['*.r.io'], defaultCacheDuration: 12h, args: [a], env: [{name: N, value: hush}]}";
+    const ONE: &str = "{name: one, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: ['*.r.io'], defaultCacheDuration: 12h, args: [a], env: [{name: WHO, value: hush}]}";
     const TWO: &str = "{name: two, apiVersion: credentialprovider.kubelet.k8s.io/v1beta1, matchImages: [r.io], defaultCacheDuration: 0s}";
 
     #[test]
