@@ -349,21 +349,7 @@ impl NodeHalf {
         tasks.spawn(cgroups::keep_qos_levels(world.cgroups, node.subscribe(), pods.view()));
         let leftovers = Leftovers { pods: pods.clone(), journal, volumes };
         let collector = look_after(settings, &tasks, &pods, &live, (&runtime, world.disk, clock));
-        let joined = upstream.zip(settings.join.as_ref()).map(|(upstream, join)| {
-            let handles = Handles {
-                clock,
-                sourcing: sourcing.clone(),
-                objects: objects.clone(),
-                node: node.clone(),
-                view: pods.view(),
-                health: health_reader.clone(),
-                runtime: runtime.clone(),
-                facts: world.facts,
-                dataplane: dataplane.clone(),
-            };
-            Arc::new(Joined::new(upstream, settings, join, handles))
-        });
-        Ok(Self {
+        let mut half = Self {
             pods,
             node,
             objects,
@@ -374,7 +360,7 @@ impl NodeHalf {
             collector,
             state: state.to_path_buf(),
             leftovers,
-            joined,
+            joined: None,
             certificates: world.certificates,
             dataplane,
             follower,
@@ -382,7 +368,26 @@ impl NodeHalf {
             prober,
             counted,
             tasks,
-        })
+        };
+        half.joined = upstream.zip(settings.join.as_ref()).map(|(upstream, join)| {
+            Arc::new(Joined::new(upstream, settings, join, half.handles(world.facts)))
+        });
+        Ok(half)
+    }
+
+    /// What the joined half holds of this one.
+    fn handles(&self, facts: Facts) -> Handles {
+        Handles {
+            clock: self.follower.clock,
+            sourcing: self.sourcing.clone(),
+            objects: self.objects.clone(),
+            node: self.node.clone(),
+            view: self.pods.view(),
+            health: self.health.clone(),
+            runtime: self.runtime.clone(),
+            facts,
+            dataplane: self.dataplane.clone(),
+        }
     }
 
     /// Starts the kubelet's API, and what keeps its certificate where the control plane is to sign it.
