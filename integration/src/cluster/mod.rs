@@ -26,6 +26,9 @@ pub const AUTHORITY: &str = "/etc/longshore/ca.crt";
 pub const NODE: &str = "node";
 /// Where manifests of scenarios are in the node before they are applied.
 pub const APPLIED: &str = "/tmp/applied";
+/// What kubectl is told so that nodes may watch EndpointSlices.
+pub const LET_NODES_READ_SERVICES: &str =
+    "create clusterrolebinding longshore-services --clusterrole=system:node-proxier --group=system:nodes";
 const API_PORT: u16 = 6443;
 const CLUSTER_IPS: &str = "10.96.0.0/16";
 /// What the CNI of the native node gives its pods from.
@@ -51,6 +54,11 @@ pub struct Options {
     pub config: String,
 }
 
+/// The daemon's flags where the node's own credentials are there.
+pub fn flags() -> String {
+    format!("--kubeconfig {KUBECONFIG}")
+}
+
 impl Cluster {
     /// Starts a control plane and a node beside it; the daemon is not started.
     ///
@@ -66,7 +74,7 @@ impl Cluster {
             binary: Some(options.binary.clone()),
             config: options.config.clone(),
             images: true,
-            agent: format!("--kubeconfig {KUBECONFIG}"),
+            agent: flags(),
             binds: vec![
                 (assets.join("kubectl"), PathBuf::from("/usr/local/bin/kubectl")),
                 credentials("node.kubeconfig", KUBECONFIG),
@@ -84,10 +92,7 @@ impl Cluster {
 
     /// What a cluster's operator does once: the node may also watch EndpointSlices, as kube-proxy does.
     fn settle(&self) -> Result<()> {
-        kubectl(
-            &self.node,
-            "create clusterrolebinding longshore-services --clusterrole=system:node-proxier --group=system:nodes",
-        )?;
+        kubectl(&self.node, LET_NODES_READ_SERVICES)?;
         // Pods are refused until their namespace has its service account.
         wait_until(Duration::from_secs(30), Duration::from_millis(100), || {
             kubectl(&self.node, "get serviceaccount default").map(drop)
@@ -99,6 +104,7 @@ impl Cluster {
     /// # Errors
     /// Where that cannot be reached within a minute.
     pub fn clear(&mut self) -> Result<()> {
+        self.end_daemons_of_scenarios()?;
         let wanted = [
             Service::Containerd,
             Service::Etcd,
@@ -114,7 +120,10 @@ impl Cluster {
         }
         sh(self, &format!("mkdir -p {MANIFESTS} {APPLIED}; rm -rf {MANIFESTS}/* {APPLIED}/*"))?;
         let mine = "--all --wait=false --ignore-not-found";
-        kubectl(self, &format!("delete deployments,replicasets,daemonsets,jobs,pods {mine}"))?;
+        kubectl(
+            self,
+            &format!("delete deployments,statefulsets,replicasets,daemonsets,jobs,pdb,pods {mine}"),
+        )?;
         kubectl(self, "get services -o name | grep -v '/kubernetes$' | xargs -r kubectl delete")?;
         kubectl(
             self,
@@ -133,6 +142,20 @@ impl Cluster {
         })?;
         self.node.stop(Service::Agent, "TERM")?;
         kubectl(self, &format!("delete node {NODE} --ignore-not-found")).map(drop)
+    }
+
+    /// A scenario that failed may have left a daemon it started by itself; it holds the socket the next one needs.
+    fn end_daemons_of_scenarios(&self) -> Result<()> {
+        sh(
+            self,
+            "mine=$(cat /run/longshore.harness-pid 2>/dev/null || true)
+             for exe in /proc/[0-9]*/exe; do
+                 pid=${exe#/proc/}; pid=${pid%/exe}
+                 test \"$(readlink $exe)\" = /usr/local/bin/longshore || continue
+                 test \"$pid\" = \"$mine\" || kill -KILL $pid || true
+             done",
+        )
+        .map(drop)
     }
 
     fn line(&self, service: Service) -> Vec<String> {

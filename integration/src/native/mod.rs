@@ -30,6 +30,11 @@ pub const OUTSIDE: &str = "10.88.0.1";
 /// Where the daemon's binary is bound to.
 const BINARY: &str = "/usr/local/bin/longshore";
 
+/// How the daemon is started, with flags that say where its objects come from.
+pub fn agent_line(flags: &str) -> String {
+    format!("{BINARY} agent {flags} --config {CONFIG}")
+}
+
 /// Where the fake runtime's program is bound to, and its control socket.
 const FAKE: &str = "/usr/local/bin/fake-runtime";
 const CONTROL: &str = "/run/fake-runtime.sock";
@@ -240,8 +245,7 @@ impl NativeNode {
         let socket = UnixDatagram::bind(&socket)?;
         // Waits for a word as long as it takes to look whether the daemon still lives.
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let line =
-            format!("env NOTIFY_SOCKET=/run/harness/notify {BINARY} agent {} --config {CONFIG}", self.agent);
+        let line = format!("env NOTIFY_SOCKET=/run/harness/notify {}", agent_line(&self.agent));
         self.spawn(Service::Agent, &line)?;
         self.wait_for(Service::Agent, |_| {
             let mut said = [0; 4096];

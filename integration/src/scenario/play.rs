@@ -67,7 +67,7 @@ impl<'a> Player<'a> {
             Action::Apply(manifest) if self.node.kind() == Kind::Cluster => {
                 let path = format!("{}/{}", cluster::APPLIED, manifest.file);
                 node::put(self.node, &path, manifest.text.as_bytes())?;
-                cluster::kubectl(self.node, &format!("apply -f '{path}'"))
+                self.apply_to_api(&path)
             }
             Action::Remove(file) if self.node.kind() == Kind::Cluster => {
                 cluster::kubectl(self.node, &format!("delete --wait=false -f '{}/{file}'", cluster::APPLIED))
@@ -98,6 +98,19 @@ impl<'a> Player<'a> {
                 let pause = Duration::from_millis(if self.patience > 1 { 500 } else { 100 });
                 wait_until(deadline, pause, || self.expect(expectation, deadline))
             }
+        }
+    }
+
+    /// The API lets nobody edit a pod that runs: who changes its manifest deletes it and creates it anew, as this does,
+    /// where a folder of manifests has the daemon do it.
+    fn apply_to_api(&self, path: &str) -> Result<String> {
+        let applied = cluster::kubectl(self.node, &format!("apply -f '{path}'"));
+        match &applied {
+            Err(error) if format!("{error:#}").contains("pod updates may not change fields") => {
+                cluster::kubectl(self.node, &format!("delete -f '{path}'"))?;
+                cluster::kubectl(self.node, &format!("apply -f '{path}'"))
+            }
+            _ => applied,
         }
     }
 
