@@ -293,7 +293,7 @@ mod tests {
         assert!(pod.absorb_part(None, vec![told.clone()], at(1)));
         let guess = ContainerState::Running { started_at: at(9) };
         pod.apply(&StepResult::Container(container("a", 9, guess)), at(9));
-        assert_eq!(pod.pod().containers, [told.clone()]);
+        assert_eq!(pod.pod().containers, std::slice::from_ref(&told));
         assert!(!pod.absorb_part(None, vec![told], at(10)), "the same event again");
         let read_after_stop = container("a", 1, exited());
         pod.apply(&StepResult::Container(read_after_stop.clone()), at(11));
