@@ -140,8 +140,10 @@ pub fn of_views(before: Option<&PodView>, now: &PodView) -> Vec<PodEvent> {
             _ => continue,
         };
         if !known {
-            let message = waiting.message.clone();
-            events.push(PodEvent::new(Severity::Warning, reason, message, waiting.container.as_ref()));
+            // The pull that failed was the warning.
+            let rests = waiting.reason == "ImagePullBackOff";
+            let severity = if rests { Severity::Normal } else { Severity::Warning };
+            events.push(PodEvent::new(severity, reason, waiting.message.clone(), waiting.container.as_ref()));
         }
     }
     for probe in now.probes.iter().filter(|probe| !probe.result.healthy) {

@@ -9,6 +9,9 @@ use crate::pod::local::StepFailure;
 use crate::pod::snapshot::{Plan, ProbeTarget, Waiting};
 use crate::pod::step::{Step, StepKey, StepKind};
 
+/// Reasons of images that nothing was asked of a registry for; the kubelet tells them as they are, however often.
+const WITHOUT_PULL: [&str; 3] = ["InvalidImageName", "ImageInspectError", "ErrImageNeverPull"];
+
 /// How long a failed pull shows as `ErrImagePull` before it shows as `ImagePullBackOff`.
 const FRESH: SignedDuration = SignedDuration::from_secs(1);
 
@@ -121,7 +124,8 @@ impl<'f, 'a> Draft<'f, 'a> {
         let container = container_of(key);
         let resting = failure.retry_at > self.now();
         let error = &failure.error;
-        let (reason, message) = if key.kind == StepKind::PullImage && resting && self.is_stale(failure) {
+        let pulled = key.kind == StepKind::PullImage && !WITHOUT_PULL.contains(&error.reason.as_str());
+        let (reason, message) = if pulled && resting && self.is_stale(failure) {
             (
                 "ImagePullBackOff".to_owned(),
                 format!("rests before pulling again: {}: {}", error.reason, error.message),

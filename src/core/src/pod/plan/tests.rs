@@ -403,6 +403,25 @@ fn a_failed_pull_rests_and_shows_both_reasons() {
 }
 
 #[test]
+fn an_image_that_nobody_pulls_is_told_as_that_while_it_rests() {
+    let mut fixture = prepared(web());
+    let step = Step::PullImage {
+        container: "web".into(),
+        image: "w:1".into(),
+        policy: crate::pod::step::PullPolicy::Never,
+        secrets: crate::image::pull_secrets::PullSecrets::default(),
+    };
+    for reason in ["ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"] {
+        let error =
+            crate::pod::step::StepError { reason: reason.into(), message: "no".into(), retryable: true };
+        fixture.local.record(&step, &StepOutcome::Failed(error), at(0));
+        fixture.now = at(2);
+        let shown = if reason == "RegistryUnavailable" { "ImagePullBackOff" } else { reason };
+        assert_eq!(reasons(&plan(&fixture.snapshot())), [shown]);
+    }
+}
+
+#[test]
 fn changed_content_is_published_anew() {
     let spec = json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}], "containers": [{"name": "web", "image": "w:1"}]});
     let mut model = Model::new(manifest(spec), 1);
