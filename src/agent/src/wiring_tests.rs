@@ -293,6 +293,13 @@ async fn a_critical_pod_ends_the_least_of_others() {
     assert_eq!(ended.reason.as_deref(), Some("Preempting"));
     assert_eq!(ended.message.as_deref(), Some("ended to make room for the critical pod default/vital"));
     assert!(daemon.is_ready("large"), "no more than needed");
+    // It stays so for the next daemon, and takes no room.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    daemon.kill().await;
+    let daemon = node.boot();
+    node.until("still told", 20, || daemon.status("small").reason.as_deref() == Some("Preempting")).await;
+    node.until("adopted", 20, || daemon.is_ready("vital") && daemon.is_ready("large")).await;
+    assert_eq!(node.fake.starts().len(), 3, "nothing was started again");
 }
 
 #[tokio::test(start_paused = true)]

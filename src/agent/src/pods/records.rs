@@ -158,7 +158,7 @@ impl Records {
         self.put(record.uid.clone(), Change::Save(Box::new(record)));
     }
 
-    /// Of what nothing else remembers: hooks begun and done, verdicts of probes.
+    /// Of what nothing else remembers: hooks begun and done, verdicts of probes, ends that the node ordered.
     pub fn save_soon(&self, record: PodRecord) {
         self.save(record);
         self.inner.hurry.notify_one();

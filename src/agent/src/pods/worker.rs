@@ -230,6 +230,8 @@ impl Worker {
         }
         if let Some(deletion) = mail.end {
             self.desire(DesiredPod { deletion: Some(deletion), ..(*self.desired).clone() });
+            // It was decided here, and no source asks for it again.
+            self.unsaved_alone = true;
         }
         for ((id, kind), result) in mail.verdicts {
             let results = self.local.probes.entry(id).or_default();
