@@ -9,7 +9,7 @@ use crate::pod::fixture::{Fixture, at, exited, running, sandbox};
 use crate::pod::local::{ProbeResult, ProbeResults};
 use crate::pod::observed::SandboxState;
 use crate::pod::snapshot::ObjectRef;
-use crate::pod::step::{Step, StepKey, StepKind, StepOutcome, StepResult};
+use crate::pod::step::{PullPolicy, Step, StepError, StepKey, StepKind, StepOutcome, StepResult};
 use crate::volume::VolumeContents;
 
 fn names(plan: &Plan) -> Vec<String> {
@@ -374,21 +374,22 @@ fn a_pull_takes_the_pods_secrets_and_waits_for_unread_ones_a_while() {
     assert!(!format!("{:?}", plan(&fixture.snapshot())).contains("hush"));
 }
 
+/// The pull of [`web`]'s image.
+fn pull(policy: PullPolicy) -> Step {
+    Step::PullImage {
+        container: "web".into(),
+        image: "w:1".into(),
+        policy,
+        secrets: crate::image::pull_secrets::PullSecrets::default(),
+    }
+}
+
 #[test]
 fn a_failed_pull_rests_and_shows_both_reasons() {
     let mut fixture = prepared(web());
-    let step = Step::PullImage {
-        container: "web".into(),
-        image: "w:1".into(),
-        policy: crate::pod::step::PullPolicy::IfNotPresent,
-        secrets: crate::image::pull_secrets::PullSecrets::default(),
-    };
-    let error = crate::pod::step::StepError {
-        reason: "ErrImagePull".into(),
-        message: "no such host".into(),
-        retryable: true,
-    };
-    fixture.local.record(&step, &crate::pod::step::StepOutcome::Failed(error), at(0));
+    let step = pull(PullPolicy::IfNotPresent);
+    let error = StepError { reason: "ErrImagePull".into(), message: "no such host".into(), retryable: true };
+    fixture.local.record(&step, &StepOutcome::Failed(error), at(0));
     fixture.now = at(0);
     let made = plan(&fixture.snapshot());
     assert_eq!((reasons(&made), made.wake_at), (vec!["ErrImagePull"], Some(at(1))));
@@ -405,15 +406,9 @@ fn a_failed_pull_rests_and_shows_both_reasons() {
 #[test]
 fn an_image_that_nobody_pulls_is_told_as_that_while_it_rests() {
     let mut fixture = prepared(web());
-    let step = Step::PullImage {
-        container: "web".into(),
-        image: "w:1".into(),
-        policy: crate::pod::step::PullPolicy::Never,
-        secrets: crate::image::pull_secrets::PullSecrets::default(),
-    };
+    let step = pull(PullPolicy::Never);
     for reason in ["ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"] {
-        let error =
-            crate::pod::step::StepError { reason: reason.into(), message: "no".into(), retryable: true };
+        let error = StepError { reason: reason.into(), message: "no".into(), retryable: true };
         fixture.local.record(&step, &StepOutcome::Failed(error), at(0));
         fixture.now = at(2);
         let shown = if reason == "RegistryUnavailable" { "ImagePullBackOff" } else { reason };
