@@ -39,17 +39,36 @@ pub fn text(text: &str) -> String {
         }
         in_key |= begins;
         if !in_key {
-            mask_line(line, &mut out);
+            mask_line(after_pair(line, &mut out), &mut out);
         }
         in_key &= !(line.contains("-----END") && line.contains("PRIVATE KEY"));
     }
     out
 }
 
+/// A line that is one pair as a header or YAML has it, `password: all of the rest`, has no other end of its value
+/// than its own. Such a pair is written; what is left of the line is given back.
+fn after_pair<'a>(line: &'a str, out: &mut String) -> &'a str {
+    let ended = line.trim_end();
+    let pair = ended.split_once(": ").filter(|(name, value)| {
+        let name = name.trim_start().trim_start_matches("- ");
+        !name.contains(char::is_whitespace) && is_secret_name(name) && !value.trim().is_empty()
+    });
+    let Some((name, value)) = pair else { return line };
+    let scheme = value.split_inclusive(' ').next().filter(|word| word.ends_with(' ') && is_scheme(word.trim_end()));
+    let scheme = scheme.unwrap_or_default();
+    for piece in [name, ": ", scheme, &quoted(&value[scheme.len()..], MASKED)] {
+        out.push_str(piece);
+    }
+    &line[ended.len()..]
+}
+
 fn mask_line(line: &str, out: &mut String) {
     let mut mask_next = false;
     // The quote that ends a value of several words.
     let mut until: Option<char> = None;
+    // A value that was hidden had no quotes and may have a comma in it.
+    let mut goes_on = false;
     for piece in line.split_inclusive([' ', '\t', '\n', ',']) {
         let end = piece.trim_end_matches([' ', '\t', '\n', ',']).len();
         let (word, gap) = piece.split_at(end);
@@ -57,6 +76,14 @@ fn mask_line(line: &str, out: &mut String) {
             until = (!word.contains(quote)).then_some(quote);
             out.push_str(if until.is_none() { gap } else { "" });
             continue;
+        }
+        if std::mem::replace(&mut goes_on, false) {
+            if !word.is_empty() && !begins_anew(word) {
+                goes_on = gap == ",";
+                out.push_str(if goes_on { "" } else { gap });
+                continue;
+            }
+            out.push(',');
         }
         if word.is_empty() {
             out.push_str(gap);
@@ -71,13 +98,25 @@ fn mask_line(line: &str, out: &mut String) {
         mask_next = next;
         if masked != word {
             until = open_quote(word);
+            goes_on = gap == "," && masked.ends_with(MASKED);
         }
         out.push_str(&masked);
-        out.push_str(if until.is_none() { gap } else { "" });
+        out.push_str(if until.is_none() && !goes_on { gap } else { "" });
+    }
+    if goes_on {
+        out.push(',');
     }
     if until.is_some() && line.ends_with('\n') {
         out.push('\n');
     }
+}
+
+/// Whether what stands behind a comma is something of its own and no rest of what stands before it.
+fn begins_anew(word: &str) -> bool {
+    let pair = word.split_once(['=', ':']).is_some_and(|(name, _)| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    });
+    pair || word.starts_with(['"', '\'', '{', '[', '('])
 }
 
 /// Whether the word says that the next one is a secret: `Bearer`, `password:`, `--token`.
@@ -208,6 +247,10 @@ mod tests {
             ("DB_PASSWORD=hunter2 HOST=db", "DB_PASSWORD=[masked] HOST=db"),
             ("--token=abc, --token-ttl=24h", "--token=[masked], --token-ttl=24h"),
             ("password: hunter2", "password: [masked]"),
+            ("  - password: two words, and more\n", "  - password: [masked]\n"),
+            ("password: \"two words\"\nport: 80\n", "password: \"[masked]\"\nport: 80\n"),
+            ("password=a,b,c host=db", "password=[masked] host=db"),
+            ("password=a,b,host=db", "password=[masked],host=db"),
             ("set password=\"two words\" host=db", "set password=\"[masked] host=db"),
             ("run --token abc --port 80", "run --token [masked] --port 80"),
             (

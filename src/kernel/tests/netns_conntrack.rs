@@ -51,11 +51,10 @@ fn translate_dns() -> NftBatch {
 fn a_translated_flow_is_found_and_deleted() {
     common::in_new_netns(|| async {
         let routes = RealRoutes::open().unwrap();
-        let links = routes.links().await.unwrap();
-        let lo = links.iter().find(|link| link.loopback).unwrap();
-        routes.set_up(lo, true).await.unwrap();
-        routes.set_up(lo, true).await.unwrap();
-        assert!(routes.links().await.unwrap().iter().any(|link| link.name == "lo" && link.up));
+        let lo = routes.link("lo").await.unwrap().unwrap();
+        routes.set_up(&lo, true).await.unwrap();
+        routes.set_up(&lo, true).await.unwrap();
+        assert!(routes.link("lo").await.unwrap().is_some_and(|lo| lo.up));
         RealNft::open().unwrap().apply(&translate_dns(), None).await.unwrap();
 
         let server = UdpSocket::bind("127.0.0.1:5353").unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use std::net::IpAddr;
 
-use longshore_kernel::route::{AddressOp, IpFamily, RealRoutes, Routes};
+use longshore_kernel::route::{AddressOp, IpFamily, LOOPBACK, RealRoutes, Routes};
 
 #[test]
 fn a_device_and_its_addresses_come_and_go() {
@@ -54,8 +54,9 @@ fn a_device_and_its_addresses_come_and_go() {
 fn a_device_of_another_kind_is_not_taken_over() {
     common::in_new_netns(|| async {
         let routes = RealRoutes::open().unwrap().with_veth_fallback();
-        let links = routes.links().await.unwrap();
-        assert!(links.iter().any(|link| link.name == "lo" && link.loopback), "{links:?}");
+        let lo = routes.link("lo").await.unwrap().unwrap();
+        assert!(lo.loopback && lo.index == LOOPBACK, "{lo:?}");
+        assert_eq!(routes.link("none").await.unwrap(), None);
         let err = routes.ensure_dummy("lo").await.unwrap_err();
         assert!(err.to_string().starts_with("device lo exists and is of kind"), "{err}");
     });
@@ -71,12 +72,15 @@ fn without_a_route_there_is_no_default_source() {
 }
 
 #[test]
-fn changes_of_addresses_are_told_with_their_device() {
+fn changes_of_the_nodes_addresses_are_told_with_their_device() {
     use longshore_kernel::route::monitor::{AddressEvent, AddressEvents, RealAddressEvents};
     common::in_new_netns(|| async {
         let routes = RealRoutes::open().unwrap().with_veth_fallback();
         let link = routes.ensure_dummy("eth9").await.unwrap();
         let mut events = RealAddressEvents::open().unwrap();
+        // Every pod's device brings one; a node that took it for news would read all addresses for each pod.
+        let of_the_link: IpAddr = "fe80::7".parse().unwrap();
+        assert_eq!(routes.change_addresses(&link, &[AddressOp::Ensure(of_the_link)]).await, [Ok(())]);
         let addr = IpAddr::from([192, 0, 2, 7]);
         for op in [AddressOp::Ensure(addr), AddressOp::Remove(addr)] {
             assert_eq!(routes.change_addresses(&link, &[op]).await, [Ok(())]);

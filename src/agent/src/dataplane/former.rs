@@ -126,8 +126,7 @@ async fn find_ipvs(
     found: &mut Found,
 ) -> Result<(), String> {
     let dump = ipvs.dump().await.map_err(|error| in_full(&error))?;
-    let link = kernel.routes.links().await.map_err(|error| in_full(&error))?;
-    let link = link.into_iter().find(|link| link.name == DEVICE);
+    let link = kernel.routes.link(DEVICE).await.map_err(|error| in_full(&error))?;
     if dump.state.services.is_empty() && link.is_none() {
         return Ok(());
     }

@@ -69,7 +69,7 @@ async fn from_ipvs_to_nftables_established_connections_keep_their_servers() {
     node.ipvs.set_connections(web_tcp(), real, Connections::default());
     engine.retire().await;
     assert!(node.ipvs.state().services.is_empty() && !engine.wants_to_retire());
-    assert!(node.routes.links().await.unwrap().iter().all(|link| link.name != DEVICE));
+    assert_eq!(node.routes.link(DEVICE).await.unwrap(), None);
     assert_eq!(engine.audit(at(1)).await, 0, "what is left is what a fresh start makes");
     let fresh = Node::new();
     let fresh_engine = super::former_tests::engine(&fresh, ModeRequest::Nftables, &xtables);

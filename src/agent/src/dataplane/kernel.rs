@@ -16,7 +16,7 @@ use longshore_kernel::iptables::{Iptables, IptablesError};
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
 use longshore_kernel::modules::Modules;
 use longshore_kernel::nft::{Nft, NftError, RealNft};
-use longshore_kernel::route::{AddressOp, Link, RealRoutes, RouteError, Routes};
+use longshore_kernel::route::{AddressOp, LOOPBACK, Link, RealRoutes, RouteError, Routes};
 use longshore_kernel::sysctl::{RealSysctls, Sysctls};
 use longshore_kernel::xtables::Xtables;
 
@@ -275,16 +275,14 @@ impl Kernel {
     }
 
     pub(super) async fn host_addresses(&self) -> Result<Vec<HostAddress>, KernelError> {
-        let links: BTreeMap<u32, Link> =
-            self.routes.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        let ours = self.routes.link(DEVICE).await?.map(|link| link.index);
         let addresses = self.routes.addresses().await?;
-        let of = |link: u32| links.get(&link);
         Ok(addresses
             .iter()
             .map(|address| HostAddress {
                 addr: address.addr,
-                loopback: of(address.link).is_some_and(|link| link.loopback),
-                ours: of(address.link).is_some_and(|link| link.name == DEVICE),
+                loopback: address.link == LOOPBACK,
+                ours: Some(address.link) == ours,
                 link_local: address.link_local,
             })
             .collect())

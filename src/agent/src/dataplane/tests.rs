@@ -360,8 +360,8 @@ impl Nft for Dying {
 
 #[async_trait]
 impl Routes for Dying {
-    async fn links(&self) -> Result<Vec<Link>, RouteError> {
-        self.node.routes.links().await
+    async fn link(&self, name: &str) -> Result<Option<Link>, RouteError> {
+        self.node.routes.link(name).await
     }
     async fn addresses(&self) -> Result<Vec<LinkAddress>, RouteError> {
         self.node.routes.addresses().await

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use longshore_core::ruleset::object::DEVICE;
 use longshore_kernel::route::RouteError;
 use longshore_kernel::route::monitor::{AddressEvent, AddressEvents};
@@ -32,7 +33,12 @@ pub async fn watch(
                         continue;
                     }
                     sleep(SETTLE).await;
+                    // Those that came meanwhile are in the same look.
+                    let more = drain(events.as_mut());
                     dataplane.tell(Change::HostAddresses);
+                    if more == More::Lost {
+                        break;
+                    }
                 }
                 tracing::debug!("address events were lost; reading all addresses");
             }
@@ -43,6 +49,23 @@ pub async fn watch(
         dataplane.tell(Change::HostAddresses);
         sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum More {
+    Read,
+    Lost,
+}
+
+/// Takes the events that are there.
+fn drain(events: &mut dyn AddressEvents) -> More {
+    loop {
+        match events.next().now_or_never() {
+            None => return More::Read,
+            Some(Some(_)) => {}
+            Some(None) => return More::Lost,
+        }
     }
 }
 

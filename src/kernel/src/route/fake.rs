@@ -109,9 +109,9 @@ impl Inner {
 
 #[async_trait]
 impl Routes for FakeRoutes {
-    async fn links(&self) -> Result<Vec<Link>, RouteError> {
-        self.check("list devices")?;
-        Ok(self.lock().links.clone())
+    async fn link(&self, name: &str) -> Result<Option<Link>, RouteError> {
+        self.check(&format!("device {name}: look up"))?;
+        Ok(self.lock().links.iter().find(|link| link.name == name).cloned())
     }
 
     async fn addresses(&self) -> Result<Vec<LinkAddress>, RouteError> {

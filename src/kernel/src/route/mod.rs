@@ -17,6 +17,9 @@ pub use real::RealRoutes;
 
 use crate::netlink::Refusal;
 
+/// Index of the loopback device of every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
+pub const LOOPBACK: u32 = 1;
+
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -132,8 +135,8 @@ impl RouteError {
 /// Links and addresses of one network namespace.
 #[async_trait]
 pub trait Routes: Send + Sync {
-    /// Every interface.
-    async fn links(&self) -> Result<Vec<Link>, RouteError>;
+    /// The interface of this name. There is no reading of all: a node has one per pod.
+    async fn link(&self, name: &str) -> Result<Option<Link>, RouteError>;
 
     /// Every address of every interface.
     async fn addresses(&self) -> Result<Vec<LinkAddress>, RouteError>;

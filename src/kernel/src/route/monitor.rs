@@ -13,7 +13,8 @@ use rtnetlink::sys::SocketAddr;
 
 use super::RouteError;
 
-/// Something that may concern the node's own addresses.
+/// Something that may concern the node's own addresses. Every pod's device brings an IPv6 address that only its own
+/// link can use: those are nobody's to reach the node by and not told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressEvent {
     /// An address came or went on this device; without a name where the device is gone.
@@ -66,6 +67,9 @@ fn event(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<AddressEvent> 
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return None };
     match message {
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            if super::real::read_address(address).is_some_and(|found| found.link_local && found.addr.is_ipv6()) {
+                return None;
+            }
             let name = if_indextoname(address.header.index).ok();
             Some(AddressEvent::Device(name.and_then(|name| name.into_string().ok())))
         }

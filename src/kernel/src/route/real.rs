@@ -58,17 +58,6 @@ impl RealRoutes {
         self
     }
 
-    async fn link(&self, name: &str) -> Result<Option<Link>, RouteError> {
-        let op = || format!("device {name}: look up");
-        match self.handle.link().get().match_name(name).execute().try_next().await {
-            Ok(message) => Ok(message.as_ref().map(read_link)),
-            Err(err) => match failure(op(), err) {
-                RouteError::Refused { source, .. } if source.errno == Errno::ENODEV => Ok(None),
-                err => Err(err),
-            },
-        }
-    }
-
     async fn add_device(&self, name: &str) -> Result<(), RouteError> {
         let op = || format!("device {name}: add dummy");
         let outcome = self.handle.link().add(LinkDummy::new(name).build()).execute().await;
@@ -108,16 +97,15 @@ impl RealRoutes {
 
 #[async_trait]
 impl Routes for RealRoutes {
-    async fn links(&self) -> Result<Vec<Link>, RouteError> {
-        let messages: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|err| failure("list devices".to_owned(), err))?;
-        Ok(messages.iter().map(read_link).collect())
+    async fn link(&self, name: &str) -> Result<Option<Link>, RouteError> {
+        let op = || format!("device {name}: look up");
+        match self.handle.link().get().match_name(name).execute().try_next().await {
+            Ok(message) => Ok(message.as_ref().map(read_link)),
+            Err(err) => match failure(op(), err) {
+                RouteError::Refused { source, .. } if source.errno == Errno::ENODEV => Ok(None),
+                err => Err(err),
+            },
+        }
     }
 
     async fn addresses(&self) -> Result<Vec<LinkAddress>, RouteError> {
@@ -251,7 +239,7 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-fn read_address(message: &AddressMessage) -> Option<LinkAddress> {
+pub(super) fn read_address(message: &AddressMessage) -> Option<LinkAddress> {
     let mut addr = None;
     for attribute in &message.attributes {
         match attribute {
