@@ -28,4 +28,4 @@ pub use error::ApiError;
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use path::Path;
 pub use transport::{TlsTransport, Transport};
-pub use watch::{News, Selector, Watch};
+pub use watch::{News, Piece, Selector, Watch};

@@ -2,6 +2,7 @@
 //! pages), then every change, resumed where it stopped, begun anew where the server has forgotten. What
 //! an event means is decided by `Decoder`, a pure state; the loop around it only talks to the server.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -42,6 +43,55 @@ pub enum News<T> {
     Gone(ObjectKey, T),
     /// An object that cannot be read; it is skipped.
     Unreadable(ObjectKey, String),
+}
+
+/// The same with lists told object by object as they are read, so that nobody holds one whole.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece<T> {
+    /// A list begins; also where one broke off and is begun again. Its objects are told as set.
+    Begins,
+    /// Added, changed, or in the list.
+    Set(ObjectKey, T),
+    /// Deleted, with its last state.
+    Gone(ObjectKey, T),
+    /// The list is whole: what is not among these is gone. Unreadable objects are among them.
+    Listed(HashSet<ObjectKey>),
+    /// An object that cannot be read; it is skipped.
+    Unreadable(ObjectKey, String),
+}
+
+/// Puts the pieces of lists together.
+#[derive(Debug)]
+struct Whole<T>(Option<Vec<(ObjectKey, T)>>);
+
+impl<T> Whole<T> {
+    fn take(&mut self, piece: Piece<T>) -> Option<News<T>> {
+        match (piece, &mut self.0) {
+            (Piece::Begins, list) => *list = Some(Vec::new()),
+            (Piece::Set(key, object), Some(list)) => list.push((key, object)),
+            (Piece::Gone(key, _), Some(list)) => list.retain(|(known, _)| *known != key),
+            (Piece::Listed(_), list) => return list.take().map(|list| News::All(newest(list))),
+            (Piece::Set(key, object), None) => return Some(News::Set(key, object)),
+            (Piece::Gone(key, object), None) => return Some(News::Gone(key, object)),
+            (Piece::Unreadable(key, problem), _) => return Some(News::Unreadable(key, problem)),
+        }
+        None
+    }
+}
+
+/// Of objects told twice the last. Only additions come in a list, but a proxy between may know better.
+fn newest<T>(mut list: Vec<(ObjectKey, T)>) -> Vec<(ObjectKey, T)> {
+    let last: HashMap<ObjectKey, usize> =
+        list.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
+    if last.len() < list.len() {
+        let mut place = 0;
+        list.retain(|(key, _)| {
+            place += 1;
+            last.get(key) == Some(&(place - 1))
+        });
+    }
+    list.shrink_to_fit();
+    list
 }
 
 /// What is watched.
@@ -107,7 +157,18 @@ impl<T: DeserializeOwned + Send> Watch<T> {
     }
 
     /// Watches for ever; `sink` gets the news in order. Ends only by being dropped.
-    pub async fn run(mut self, mut sink: impl FnMut(News<T>) + Send) {
+    pub async fn run(self, mut sink: impl FnMut(News<T>) + Send) {
+        let mut whole = Whole(None);
+        let take = |piece| {
+            if let Some(news) = whole.take(piece) {
+                sink(news);
+            }
+        };
+        self.run_by_piece(take).await;
+    }
+
+    /// The same for collections too large to be held whole by whoever watches.
+    pub async fn run_by_piece(mut self, mut sink: impl FnMut(Piece<T>) + Send) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut version: Option<String> = None;
         loop {
@@ -152,11 +213,14 @@ impl<T: DeserializeOwned + Send> Watch<T> {
     async fn once(
         &self,
         version: &mut Option<String>,
-        sink: &mut (impl FnMut(News<T>) + Send),
+        sink: &mut (impl FnMut(Piece<T>) + Send),
     ) -> Result<Ended, ApiError> {
+        if version.is_none() {
+            sink(Piece::Begins);
+        }
         if self.pages && version.is_none() {
             let (all, at) = self.list(sink).await?;
-            sink(News::All(all));
+            sink(Piece::Listed(all));
             *version = Some(at);
         }
         let streaming = version.is_none();
@@ -199,9 +263,9 @@ impl<T: DeserializeOwned + Send> Watch<T> {
 
     async fn list(
         &self,
-        sink: &mut (impl FnMut(News<T>) + Send),
-    ) -> Result<(Vec<(ObjectKey, T)>, String), ApiError> {
-        let mut all = Vec::new();
+        sink: &mut (impl FnMut(Piece<T>) + Send),
+    ) -> Result<(HashSet<ObjectKey>, String), ApiError> {
+        let mut all = HashSet::new();
         let mut next = String::new();
         loop {
             let mut path = self.selector.selected().with("limit", PAGE);
@@ -210,10 +274,12 @@ impl<T: DeserializeOwned + Send> Watch<T> {
             }
             let page: Page = self.client.get(&path).await?;
             for item in page.items.unwrap_or_default() {
-                match read_object::<T>(&item) {
-                    Ok((head, object)) => all.push((head.key(), object)),
-                    Err((key, message)) => sink(News::Unreadable(key, message)),
-                }
+                let (key, piece) = match read_object::<T>(&item) {
+                    Ok((head, object)) => (head.key(), Piece::Set(head.key(), object)),
+                    Err((key, message)) => (key.clone(), Piece::Unreadable(key, message)),
+                };
+                all.insert(key);
+                sink(piece);
             }
             if all.len() > MAX_OBJECTS {
                 return Err(ApiError::TooLarge { call: format!("GET {}", path.plain()), limit: MAX_OBJECTS });
@@ -299,8 +365,9 @@ fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (Object
 struct Decoder<T> {
     path: String,
     /// Of a streaming list that is not whole yet.
-    initial: Option<Vec<(ObjectKey, T)>>,
+    initial: Option<HashSet<ObjectKey>>,
     version: Option<String>,
+    of: PhantomData<fn() -> T>,
 }
 
 impl<T> fmt::Debug for Decoder<T> {
@@ -311,7 +378,7 @@ impl<T> fmt::Debug for Decoder<T> {
 
 impl<T: DeserializeOwned> Decoder<T> {
     fn new(path: &str, streaming: bool) -> Self {
-        Self { path: path.to_owned(), initial: streaming.then(Vec::new), version: None }
+        Self { path: path.to_owned(), initial: streaming.then(HashSet::new), version: None, of: PhantomData }
     }
 
     /// The whole set was told: `version` is a place to resume from.
@@ -319,7 +386,7 @@ impl<T: DeserializeOwned> Decoder<T> {
         self.initial.is_none() && self.version.is_some()
     }
 
-    fn line(&mut self, line: &Bytes, sink: &mut impl FnMut(News<T>)) -> Result<Option<Ended>, ApiError> {
+    fn line(&mut self, line: &Bytes, sink: &mut impl FnMut(Piece<T>)) -> Result<Option<Ended>, ApiError> {
         let call = || format!("GET {}", self.path);
         let event: Event<'_> =
             serde_json::from_slice(line).map_err(|source| ApiError::Decode { call: call(), source })?;
@@ -330,7 +397,10 @@ impl<T: DeserializeOwned> Decoder<T> {
                 let (head, object) = match read_object::<T>(event.object) {
                     Ok(read) => read,
                     Err((key, message)) => {
-                        sink(News::Unreadable(key, message));
+                        if let Some(all) = &mut self.initial {
+                            all.insert(key.clone());
+                        }
+                        sink(Piece::Unreadable(key, message));
                         return Ok(None);
                     }
                 };
@@ -341,18 +411,11 @@ impl<T: DeserializeOwned> Decoder<T> {
                     Some(all) if all.len() >= MAX_OBJECTS => {
                         return Err(ApiError::TooLarge { call: call(), limit: MAX_OBJECTS });
                     }
-                    // Only additions come before the mark, but a proxy between may know better.
-                    Some(all) => {
-                        if event.kind != "ADDED" {
-                            all.retain(|(known, _)| *known != key);
-                        }
-                        if !gone {
-                            all.push((key, object));
-                        }
-                    }
-                    None if gone => sink(News::Gone(key, object)),
-                    None => sink(News::Set(key, object)),
+                    Some(all) if gone => drop(all.remove(&key)),
+                    Some(all) => drop(all.insert(key.clone())),
+                    None => {}
                 }
+                sink(if gone { Piece::Gone(key, object) } else { Piece::Set(key, object) });
             }
             // Kinds of events to come say nothing we know how to use.
             _ => {}
@@ -360,16 +423,15 @@ impl<T: DeserializeOwned> Decoder<T> {
         Ok(None)
     }
 
-    fn bookmark(&mut self, raw: &RawValue, sink: &mut impl FnMut(News<T>)) {
+    fn bookmark(&mut self, raw: &RawValue, sink: &mut impl FnMut(Piece<T>)) {
         let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
         let is_end =
             head.metadata.annotations.and_then(|all| all.initial_events_end).as_deref() == Some("true");
         if let Some(version) = head.metadata.resource_version {
             self.version = Some(version);
         }
-        if is_end && let Some(mut all) = self.initial.take() {
-            all.shrink_to_fit();
-            sink(News::All(all));
+        if is_end && let Some(all) = self.initial.take() {
+            sink(Piece::Listed(all));
         }
     }
 
@@ -398,13 +460,17 @@ mod tests {
         json!({"metadata": {"name": name, "namespace": "d", "resourceVersion": version}, "n": n})
     }
 
-    fn feed(decoder: &mut Decoder<Thing>, events: &[(&str, Value)]) -> Vec<News<Thing>> {
-        let mut news = Vec::new();
+    fn pieces(decoder: &mut Decoder<Thing>, events: &[(&str, Value)]) -> Vec<Piece<Thing>> {
+        let mut pieces = Vec::new();
         for (kind, object) in events {
             let line = json!({"type": kind, "object": object}).to_string();
-            decoder.line(&Bytes::from(line), &mut |said| news.push(said)).unwrap();
+            decoder.line(&Bytes::from(line), &mut |said| pieces.push(said)).unwrap();
         }
-        news
+        pieces
+    }
+
+    fn put_together(whole: &mut Whole<Thing>, pieces: Vec<Piece<Thing>>) -> Vec<News<Thing>> {
+        pieces.into_iter().filter_map(|piece| whole.take(piece)).collect()
     }
 
     fn end(version: &str) -> (&'static str, Value) {
@@ -419,19 +485,66 @@ mod tests {
     #[test]
     fn a_streaming_list_is_told_once_it_is_whole() {
         let mut decoder = Decoder::new("/x", true);
-        let first = feed(&mut decoder, &[("ADDED", object("a", "1", 1)), ("ADDED", object("b", "2", 2))]);
-        assert!(first.is_empty() && !decoder.is_live());
-        let news = feed(&mut decoder, &[end("9"), ("MODIFIED", object("a", "10", 3))]);
+        let mut whole = Whole(None);
+        assert_eq!(whole.take(Piece::Begins), None);
+        let first = pieces(&mut decoder, &[("ADDED", object("a", "1", 1)), ("ADDED", object("b", "2", 2))]);
+        assert!(put_together(&mut whole, first).is_empty() && !decoder.is_live());
+        let then = pieces(&mut decoder, &[end("9"), ("MODIFIED", object("a", "10", 3))]);
+        let news = put_together(&mut whole, then);
         let all = vec![(key("a"), Thing { n: 1 }), (key("b"), Thing { n: 2 })];
         assert_eq!(news, [News::All(all), News::Set(key("a"), Thing { n: 3 })]);
         assert_eq!(decoder.version.as_deref(), Some("10"));
     }
 
     #[test]
+    fn by_piece_nobody_holds_a_list_and_its_end_says_what_is_there() {
+        let mut decoder = Decoder::new("/x", true);
+        let bad = json!({"metadata": {"name": "bad", "namespace": "d"}, "n": "x"});
+        let told = pieces(
+            &mut decoder,
+            &[
+                ("ADDED", object("a", "1", 1)),
+                ("ADDED", object("b", "2", 2)),
+                ("ADDED", bad),
+                ("DELETED", object("b", "3", 2)),
+                end("9"),
+            ],
+        );
+        let [Piece::Set(a, _), Piece::Set(..), Piece::Unreadable(..), Piece::Gone(b, _), Piece::Listed(all)] =
+            told.as_slice()
+        else {
+            panic!("{told:?}");
+        };
+        assert_eq!((a, b), (&key("a"), &key("b")));
+        assert_eq!(*all, HashSet::from([key("a"), key("bad")]), "what cannot be read is there");
+    }
+
+    #[test]
+    fn a_list_that_broke_off_is_forgotten_and_of_an_object_told_twice_the_last_counts() {
+        let set = |name: &str, n| Piece::Set(key(name), Thing { n });
+        let gone = |name: &str| Piece::Gone(key(name), Thing { n: 0 });
+        let listed = || Piece::Listed(HashSet::new());
+        let told = vec![
+            Piece::Begins,
+            set("a", 1),
+            Piece::Begins,
+            set("b", 2),
+            set("c", 3),
+            set("b", 4),
+            gone("c"),
+            listed(),
+            set("d", 5),
+        ];
+        let all = News::All(vec![(key("b"), Thing { n: 4 })]);
+        let news = put_together(&mut Whole(None), told);
+        assert_eq!(news, [all, News::Set(key("d"), Thing { n: 5 })]);
+    }
+
+    #[test]
     fn changes_bookmarks_and_bad_objects() {
         let mut decoder = Decoder::new("/x", false);
         let bad = json!({"metadata": {"name": "bad", "namespace": "d", "resourceVersion": "4"}, "n": "x"});
-        let news = feed(
+        let told = pieces(
             &mut decoder,
             &[
                 ("ADDED", object("a", "3", 1)),
@@ -441,6 +554,7 @@ mod tests {
                 ("NEWKIND", json!({})),
             ],
         );
+        let news = put_together(&mut Whole(None), told);
         assert!(matches!(&news[1], News::Unreadable(bad, _) if *bad == key("bad")), "{news:?}");
         assert_eq!(news[2], News::Gone(key("a"), Thing { n: 1 }));
         assert_eq!((news.len(), decoder.version.as_deref()), (3, Some("8")));

@@ -1,7 +1,7 @@
 //! Watches against the fake server: whatever goes wrong on the way, what is known in the end is what the
 //! server has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use longshore_core::ids::ObjectKey;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{News, Selector, Watch};
+use super::{News, Piece, Selector, Watch};
 use crate::fake::{FakeApi, Fault};
 use crate::path::Path;
 
@@ -38,6 +38,20 @@ impl Known {
             News::Set(key, thing) => drop(things.insert(name(&key), thing.n)),
             News::Gone(key, _) => drop(things.remove(&name(&key))),
             News::Unreadable(key, _) => panic!("{key} is unreadable"),
+        }
+    }
+
+    fn take_piece(&self, piece: Piece<Thing>) {
+        match piece {
+            Piece::Begins => {}
+            Piece::Set(key, thing) => self.take(News::Set(key, thing)),
+            Piece::Gone(key, thing) => self.take(News::Gone(key, thing)),
+            Piece::Listed(all) => {
+                *self.lists.lock().unwrap() += 1;
+                let names: HashSet<&str> = all.iter().map(|key| &*key.name).collect();
+                self.things.lock().unwrap().retain(|name, _| names.contains(name.as_str()));
+            }
+            Piece::Unreadable(key, _) => panic!("{key} is unreadable"),
         }
     }
 
@@ -73,6 +87,15 @@ fn watched(api: &FakeApi) -> Known {
     known
 }
 
+/// The same, told object by object.
+fn watched_by_piece(api: &FakeApi) -> Known {
+    let known = Known::default();
+    let watch = Watch::new(api.client(), Selector::all(Path::core_in("d", "configmaps")));
+    let sink = known.clone();
+    tokio::spawn(watch.run_by_piece(move |piece| sink.take_piece(piece)));
+    known
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_follows_and_resumes_where_it_stopped() {
     let api = FakeApi::default();
@@ -94,15 +117,17 @@ async fn a_watch_follows_and_resumes_where_it_stopped() {
 async fn a_version_too_old_is_listed_again() {
     let api = FakeApi::default();
     put(&api, "a", 1);
-    let known = watched(&api);
+    let (known, by_piece) = (watched(&api), watched_by_piece(&api));
     known.becomes("a=1").await;
+    by_piece.becomes("a=1").await;
     api.set_down(true);
     api.remove(&format!("{MAPS}/a"));
     put(&api, "b", 2);
     api.compact();
     api.set_down(false);
     known.becomes("b=2").await;
-    assert_eq!(known.lists(), 2);
+    by_piece.becomes("b=2").await;
+    assert_eq!((known.lists(), by_piece.lists()), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,6 +161,12 @@ async fn an_older_server_is_read_in_pages() {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_goes_wrong_the_end_is_what_the_server_has() {
+    for watched in [watched, watched_by_piece] {
+        through_faults(watched).await;
+    }
+}
+
+async fn through_faults(watched: fn(&FakeApi) -> Known) {
     let api = FakeApi::default();
     let known = watched(&api);
     for round in 0..40_i64 {

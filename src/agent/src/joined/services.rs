@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_cluster::{ApiClient, News, Selector, Watch, path::Path};
+use longshore_cluster::{ApiClient, Piece, Selector, Watch, path::Path};
 use longshore_core::ids::ObjectKey;
 use longshore_core::service::types::{EndpointSlice, Service};
 use tokio::sync::mpsc;
@@ -37,8 +37,8 @@ pub struct Containers {
 }
 
 enum Told {
-    Services(News<Service>),
-    Slices(News<EndpointSlice>),
+    Services(Piece<Service>),
+    Slices(Piece<EndpointSlice>),
 }
 
 impl ClusterServices {
@@ -51,7 +51,8 @@ impl ClusterServices {
         // The receiver lives as long as the watches do.
         let to_services = move |told| drop(news.send(Told::Services(told)));
         let to_slices = move |told| drop(to_slices.send(Told::Slices(told)));
-        let watching = async { tokio::join!(services.run(to_services), slices.run(to_slices)) };
+        let watching =
+            async { tokio::join!(services.run_by_piece(to_services), slices.run_by_piece(to_slices)) };
         let taking = async {
             let mut state = State::default();
             let mut env_at: Option<Instant> = None;
@@ -81,17 +82,17 @@ impl ClusterServices {
         tokio::select! { _ = watching => {}, () = taking => {} }
     }
 
-    /// Answers whether Services changed.
+    /// Answers whether Services changed, after all of them were told once.
     fn take(&self, state: &mut State, told: Told) -> bool {
         let (is_service, first) = match &told {
-            Told::Services(News::All(_)) => (true, !std::mem::replace(&mut state.services_told, true)),
-            Told::Slices(News::All(_)) => (false, !std::mem::replace(&mut state.slices_told, true)),
-            Told::Services(_) => (true, false),
+            Told::Services(Piece::Listed(_)) => (true, !std::mem::replace(&mut state.services_told, true)),
+            Told::Slices(Piece::Listed(_)) => (false, !std::mem::replace(&mut state.slices_told, true)),
+            Told::Services(_) => (state.services_told, false),
             Told::Slices(_) => (false, false),
         };
         match told {
-            Told::Services(news) => self.services(state, news),
-            Told::Slices(news) => self.slices(state, news),
+            Told::Services(piece) => self.services(state, piece),
+            Told::Slices(piece) => self.slices(state, piece),
         }
         if first && is_service {
             // Containers of the first pods have them too.
@@ -103,27 +104,24 @@ impl ClusterServices {
         is_service
     }
 
-    fn services(&self, state: &mut State, news: News<Service>) {
-        match news {
-            News::All(all) => {
-                let now: HashSet<ObjectKey> = all.iter().map(|(key, _)| key.clone()).collect();
+    fn services(&self, state: &mut State, piece: Piece<Service>) {
+        match piece {
+            Piece::Begins => {}
+            Piece::Listed(now) => {
                 for key in state.services.difference(&now) {
                     self.set_service(key, None);
                 }
-                for (key, service) in all {
-                    self.set_service(&key, Some(service));
-                }
                 state.services = now;
             }
-            News::Set(key, service) => {
+            Piece::Set(key, service) => {
                 self.set_service(&key, Some(service));
                 state.services.insert(key);
             }
-            News::Gone(key, _) => {
+            Piece::Gone(key, _) => {
                 self.set_service(&key, None);
                 state.services.remove(&key);
             }
-            News::Unreadable(key, problem) => unreadable("Service", &key, &problem),
+            Piece::Unreadable(key, problem) => unreadable("Service", &key, &problem),
         }
     }
 
@@ -137,27 +135,24 @@ impl ClusterServices {
         });
     }
 
-    fn slices(&self, state: &mut State, news: News<EndpointSlice>) {
-        match news {
-            News::All(all) => {
-                let now: HashSet<ObjectKey> = all.iter().map(|(key, _)| key.clone()).collect();
+    fn slices(&self, state: &mut State, piece: Piece<EndpointSlice>) {
+        match piece {
+            Piece::Begins => {}
+            Piece::Listed(now) => {
                 for key in state.slices.difference(&now) {
                     self.dataplane.tell(Change::SliceGone(key.clone()));
                 }
-                for (_, slice) in all {
-                    self.dataplane.tell(Change::Slice(Box::new(slice)));
-                }
                 state.slices = now;
             }
-            News::Set(key, slice) => {
+            Piece::Set(key, slice) => {
                 self.dataplane.tell(Change::Slice(Box::new(slice)));
                 state.slices.insert(key);
             }
-            News::Gone(key, _) => {
+            Piece::Gone(key, _) => {
                 self.dataplane.tell(Change::SliceGone(key.clone()));
                 state.slices.remove(&key);
             }
-            News::Unreadable(key, problem) => unreadable("EndpointSlice", &key, &problem),
+            Piece::Unreadable(key, problem) => unreadable("EndpointSlice", &key, &problem),
         }
     }
 
