@@ -181,16 +181,16 @@ fn candidates(
     let server = VirtualServerKey::new(query.dst.ip(), query.dst.port(), query.protocol);
     let weight = |addr: SocketAddr| {
         let real = ObjectKey::Real(server, RealServerKey::new(addr.ip(), addr.port()));
-        match facts.rules?.applied.get(&real)? {
+        match &*facts.rules?.applied.get(&real)? {
             ObjectValue::Real(settings) => Some(settings.weight),
             _ => None,
         }
     };
-    let candidate = |(index, endpoint): (usize, &crate::service::backends::Endpoint)| {
+    let candidate = |(index, endpoint): (usize, &crate::service::backends::Endpoint<'_>)| {
         let standing = eligibility::standing(index, &endpoints, &decision, policy);
         Candidate {
             endpoint: endpoint.addr,
-            pod: endpoint.pod.as_deref().map(str::to_owned),
+            pod: endpoint.pod.map(str::to_owned),
             node: endpoint.node.as_deref().map(str::to_owned),
             used: standing.is_used(),
             standing,

@@ -41,7 +41,7 @@ pub enum Target<'a> {
 
 impl ServicePortState {
     /// Combine a port with the decision about its endpoints.
-    pub fn new(spec: PortSpec, endpoints: &[Endpoint], decision: &Eligibility) -> Self {
+    pub fn new(spec: PortSpec, endpoints: &[Endpoint<'_>], decision: &Eligibility) -> Self {
         let backends = |indexes: &[usize]| -> Box<[Backend]> {
             let of = |index: &usize| Backend { addr: endpoints[*index].addr, local: endpoints[*index].local };
             indexes.iter().map(of).collect()

@@ -2,6 +2,7 @@
 //! per port and family. Which of them serve a packet is not decided here but in `eligibility`.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::ruleset::Protocol;
 
 /// One endpoint of one service port, with everything eligibility looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct Endpoint<'a> {
     pub addr: SocketAddr,
     pub ready: bool,
     /// Answers, whether or not it should get new clients.
@@ -23,7 +24,7 @@ pub struct Endpoint {
     pub local: bool,
     pub node: Option<Arc<str>>,
     /// `namespace/name` of the pod, where the slice tells.
-    pub pod: Option<Arc<str>>,
+    pub pod: Option<&'a str>,
     /// Zones that should use it; empty without a hint.
     pub for_zones: Hint,
     /// Nodes that should use it; empty without a hint.
@@ -47,9 +48,13 @@ pub struct SliceChange {
 
 #[derive(Debug, PartialEq, Eq)]
 struct StoredSlice {
+    name: Arc<str>,
     family: Family,
     ports: Box<[StoredPort]>,
     endpoints: Box<[StoredEndpoint]>,
+    /// The endpoints' pods as `namespace/name`, one behind the other: a hundred thousand texts of their own
+    /// would take as much again for the allocator alone.
+    pods: Box<str>,
     /// What was left out, one sentence each.
     skipped: Box<[String]>,
 }
@@ -61,27 +66,76 @@ struct StoredPort {
     port: u16,
 }
 
+/// 32 bytes; a node in a large cluster holds a hundred thousand.
 #[derive(Debug, PartialEq, Eq)]
 struct StoredEndpoint {
+    place: Arc<Place>,
+    /// How much of the slice's `pods` is about this endpoint.
+    pod_len: u16,
     addr: IpAddr,
     ready: bool,
     serving: bool,
     terminating: bool,
     local: bool,
+}
+
+/// Where endpoints are and who should use them. Those of one node have it in common.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+struct Place {
     node: Option<Arc<str>>,
-    pod: Option<Arc<str>>,
     for_zones: Hint,
     for_nodes: Hint,
+}
+
+/// Values of which one copy serves all. Those that nobody uses any more are let go from time to time:
+/// nodes come and go for as long as the program runs.
+#[derive(Debug)]
+struct Interned<T: ?Sized> {
+    known: HashSet<Arc<T>>,
+    /// Looked through when there are so many.
+    purge_at: usize,
+}
+
+/// Fewer are not looked through.
+const KEPT_INTERNED: usize = 1024;
+
+impl<T: ?Sized + Eq + Hash> Interned<T> {
+    fn new() -> Self {
+        Interned { known: HashSet::new(), purge_at: KEPT_INTERNED }
+    }
+
+    fn add(&mut self, value: Arc<T>) -> Arc<T> {
+        if self.known.len() >= self.purge_at {
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.purge_at = (self.known.len() * 2).max(KEPT_INTERNED);
+        }
+        self.known.insert(value.clone());
+        value
+    }
+}
+
+impl Interned<str> {
+    fn text(&mut self, text: &str) -> Arc<str> {
+        self.known.get(text).cloned().unwrap_or_else(|| self.add(Arc::from(text)))
+    }
+}
+
+impl Interned<Place> {
+    fn place(&mut self, place: Place) -> Arc<Place> {
+        self.known.get(&place).cloned().unwrap_or_else(|| self.add(Arc::new(place)))
+    }
 }
 
 /// Every slice there is, by Service, in a compact form: the only copy the program keeps.
 #[derive(Debug)]
 pub struct SliceCache {
     node: Arc<str>,
-    by_service: BTreeMap<ObjectKey, BTreeMap<Arc<str>, StoredSlice>>,
+    /// Slices of a Service are ordered by name; nearly all have one.
+    by_service: BTreeMap<ObjectKey, Vec<StoredSlice>>,
     /// Which Service a slice was last counted to, by the slice's namespace and name.
     owner: BTreeMap<ObjectKey, ObjectKey>,
-    names: HashSet<Arc<str>>,
+    names: Interned<str>,
+    places: Interned<Place>,
 }
 
 impl SliceCache {
@@ -91,7 +145,8 @@ impl SliceCache {
             node: node.into(),
             by_service: BTreeMap::new(),
             owner: BTreeMap::new(),
-            names: HashSet::new(),
+            names: Interned::new(),
+            places: Interned::new(),
         }
     }
 
@@ -107,15 +162,40 @@ impl SliceCache {
         if self.owner.get(&key).is_some_and(|owner| *owner != service) {
             change = self.remove(&key);
         }
-        let stored = self.store(slice, family);
+        let (service, key) = self.own(service, key);
+        let stored = self.store(slice, family, key.name.clone());
         change.skipped = stored.skipped.to_vec();
         let slices = self.by_service.entry(service.clone()).or_default();
-        if slices.get(&key.name) != Some(&stored) {
-            slices.insert(key.name.clone(), stored);
-            change.services.insert(service.clone());
+        match slices.binary_search_by(|known| known.name.cmp(&key.name)) {
+            Ok(place) if slices[place] == stored => {}
+            Ok(place) => {
+                slices[place] = stored;
+                change.services.insert(service);
+            }
+            Err(place) => {
+                // By an eighth: a Service of a hundred thousand endpoints has a thousand slices.
+                slices.reserve_exact(slices.len() / 8 + 1);
+                slices.insert(place, stored);
+                change.services.insert(service);
+            }
         }
-        self.owner.insert(key, service);
         change
+    }
+
+    /// Count a slice to a Service; both keys as they are held, so that none is held twice.
+    fn own(&mut self, service: ObjectKey, slice: ObjectKey) -> (ObjectKey, ObjectKey) {
+        let known = self.owner.get_key_value(&slice).filter(|(_, owner)| **owner == service);
+        if let Some((slice, service)) = known {
+            return (service.clone(), slice.clone());
+        }
+        let namespace = self.names.text(&service.namespace);
+        let service = match self.by_service.get_key_value(&service) {
+            Some((known, _)) => known.clone(),
+            None => ObjectKey { namespace: namespace.clone(), name: service.name },
+        };
+        let slice = ObjectKey { namespace, name: slice.name };
+        self.owner.insert(slice.clone(), service.clone());
+        (service, slice)
     }
 
     /// Forget a slice, by its namespace and name.
@@ -123,7 +203,7 @@ impl SliceCache {
         let mut change = SliceChange::default();
         let Some(service) = self.owner.remove(slice) else { return change };
         if let Some(slices) = self.by_service.get_mut(&service) {
-            slices.remove(&slice.name);
+            slices.retain(|known| known.name != slice.name);
             if slices.is_empty() {
                 self.by_service.remove(&service);
             }
@@ -139,7 +219,7 @@ impl SliceCache {
 
     /// What was left out of a Service's slices, one sentence each.
     pub fn skipped(&self, service: &ObjectKey) -> impl Iterator<Item = &str> {
-        let slices = self.by_service.get(service).into_iter().flat_map(BTreeMap::values);
+        let slices = self.by_service.get(service).into_iter().flatten();
         slices.flat_map(|slice| slice.skipped.iter().map(String::as_str))
     }
 
@@ -147,14 +227,13 @@ impl SliceCache {
     ///
     /// An endpoint can stand in two slices while it moves between them, and two pods can share an
     /// address while one of them ends: what is not terminating wins, then the slice with the later name.
-    pub fn endpoints(&self, name: &ServicePortName, family: Family) -> Vec<Endpoint> {
-        let mut merged: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
-        let slices = self.by_service.get(&name.service).into_iter().flat_map(BTreeMap::values);
+    pub fn endpoints(&self, name: &ServicePortName, family: Family) -> Vec<Endpoint<'_>> {
+        let mut merged: BTreeMap<SocketAddr, Endpoint<'_>> = BTreeMap::new();
+        let slices = self.by_service.get(&name.service).into_iter().flatten();
         for slice in slices.filter(|slice| slice.family == family) {
             let matches = |port: &&StoredPort| port.name == name.port && port.protocol == name.protocol;
             for port in slice.ports.iter().filter(matches) {
-                for stored in &slice.endpoints {
-                    let endpoint = stored.at(port.port);
+                for endpoint in slice.at(port.port) {
                     if !endpoint.terminating || !merged.contains_key(&endpoint.addr) {
                         merged.insert(endpoint.addr, endpoint);
                     }
@@ -164,13 +243,13 @@ impl SliceCache {
         merged.into_values().collect()
     }
 
-    fn store(&mut self, slice: &EndpointSlice, family: Family) -> StoredSlice {
+    fn store(&mut self, slice: &EndpointSlice, family: Family, name: Arc<str>) -> StoredSlice {
         let mut skipped = Vec::new();
         let mut ports = Vec::new();
         for port in &slice.ports {
             match port.port.map(u16::try_from) {
                 Some(Ok(number)) if number != 0 => {
-                    let name = self.intern(&port.name);
+                    let name = self.names.text(&port.name);
                     ports.push(StoredPort { name, protocol: port.protocol.into(), port: number });
                 }
                 // No port means all of them, which cannot be programmed; the API allows it.
@@ -183,65 +262,85 @@ impl SliceCache {
                 )),
             }
         }
-        let mut endpoints = Vec::with_capacity(slice.endpoints.len());
+        let (mut endpoints, mut pods) = (Vec::with_capacity(slice.endpoints.len()), String::new());
         for endpoint in &slice.endpoints {
             let first = endpoint.addresses.first().map_or("", String::as_str);
             match endpoint_address(first, family) {
-                Ok(addr) => endpoints.push(self.store_endpoint(endpoint, addr)),
+                Ok(addr) => endpoints.push(self.store_endpoint(endpoint, addr, &mut pods)),
                 Err(reason) => skipped.push(format!("EndpointSlice {}: {reason}", slice.key())),
             }
         }
         bound(&mut skipped);
-        StoredSlice { family, ports: ports.into(), endpoints: endpoints.into(), skipped: skipped.into() }
+        StoredSlice {
+            name,
+            family,
+            ports: ports.into(),
+            endpoints: endpoints.into(),
+            pods: pods.into(),
+            skipped: skipped.into(),
+        }
     }
 
-    fn store_endpoint(&mut self, endpoint: &SliceEndpoint, addr: IpAddr) -> StoredEndpoint {
+    fn store_endpoint(
+        &mut self,
+        endpoint: &SliceEndpoint,
+        addr: IpAddr,
+        pods: &mut String,
+    ) -> StoredEndpoint {
         let conditions = endpoint.conditions;
         let ready = conditions.ready.unwrap_or(true);
-        let node = endpoint.node_name.as_deref().map(|node| self.intern(node));
-        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod");
+        let node = endpoint.node_name.as_deref().map(|node| self.names.text(node));
+        let local = node.as_ref() == Some(&self.node);
+        let place = Place {
+            node,
+            for_zones: self.hint(endpoint.hints.for_zones.iter().map(|zone| zone.name.as_str())),
+            for_nodes: self.hint(endpoint.hints.for_nodes.iter().map(|node| node.name.as_str())),
+        };
         StoredEndpoint {
+            place: self.places.place(place),
+            pod_len: add_pod(endpoint, pods),
             addr,
             ready,
             serving: conditions.serving.unwrap_or(ready),
             terminating: conditions.terminating.unwrap_or(false),
-            local: node.as_ref() == Some(&self.node),
-            node,
-            pod: pod.map(|pod| Arc::from(format!("{}/{}", pod.namespace, pod.name))),
-            for_zones: self.hint(endpoint.hints.for_zones.iter().map(|zone| zone.name.as_str())),
-            for_nodes: self.hint(endpoint.hints.for_nodes.iter().map(|node| node.name.as_str())),
+            local,
         }
     }
 
     fn hint<'a>(&mut self, names: impl Iterator<Item = &'a str>) -> Hint {
-        let names: Vec<Arc<str>> = names.map(|name| self.intern(name)).collect();
+        let names: Vec<Arc<str>> = names.map(|name| self.names.text(name)).collect();
         (!names.is_empty()).then(|| names.into())
-    }
-
-    /// Names of nodes, zones and ports recur in every endpoint: one copy serves them all.
-    fn intern(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.names.get(name) {
-            return known.clone();
-        }
-        let name: Arc<str> = Arc::from(name);
-        self.names.insert(name.clone());
-        name
     }
 }
 
-impl StoredEndpoint {
-    fn at(&self, port: u16) -> Endpoint {
-        Endpoint {
-            addr: SocketAddr::new(self.addr, port),
-            ready: self.ready,
-            serving: self.serving,
-            terminating: self.terminating,
-            local: self.local,
-            node: self.node.clone(),
-            pod: self.pod.clone(),
-            for_zones: self.for_zones.clone(),
-            for_nodes: self.for_nodes.clone(),
-        }
+/// Put the endpoint's pod, if it has one, behind the others; how long it is. A name longer than the API
+/// admits (63 and 253 bytes) is not kept.
+fn add_pod(endpoint: &SliceEndpoint, pods: &mut String) -> u16 {
+    let Some(pod) = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod") else { return 0 };
+    let Ok(len) = u16::try_from(pod.namespace.len() + 1 + pod.name.len()) else { return 0 };
+    pods.extend([&pod.namespace, "/", &pod.name]);
+    len
+}
+
+impl StoredSlice {
+    /// The endpoints at a port.
+    fn at(&self, port: u16) -> impl Iterator<Item = Endpoint<'_>> {
+        let mut pods = &*self.pods;
+        self.endpoints.iter().map(move |stored| {
+            let (pod, rest) = pods.split_at(usize::from(stored.pod_len));
+            pods = rest;
+            Endpoint {
+                addr: SocketAddr::new(stored.addr, port),
+                ready: stored.ready,
+                serving: stored.serving,
+                terminating: stored.terminating,
+                local: stored.local,
+                node: stored.place.node.clone(),
+                pod: (!pod.is_empty()).then_some(pod),
+                for_zones: stored.place.for_zones.clone(),
+                for_nodes: stored.place.for_nodes.clone(),
+            }
+        })
     }
 }
 

@@ -93,7 +93,7 @@ impl Standing {
 }
 
 /// Decide for one service port.
-pub fn decide(endpoints: &[Endpoint], policies: Policies, node: &NodeTopology) -> Eligibility {
+pub fn decide(endpoints: &[Endpoint<'_>], policies: Policies, node: &NodeTopology) -> Eligibility {
     let mut decision = Eligibility::default();
     if policies.uses_cluster() {
         let distribution = topology::distribution(endpoints.iter().filter(|ep| ep.ready), node);
@@ -115,7 +115,7 @@ pub fn decide(endpoints: &[Endpoint], policies: Policies, node: &NodeTopology) -
 /// How one endpoint stands under a policy, given the decision.
 pub fn standing(
     index: usize,
-    endpoints: &[Endpoint],
+    endpoints: &[Endpoint<'_>],
     decision: &Eligibility,
     policy: TrafficPolicy,
 ) -> Standing {
@@ -137,18 +137,18 @@ pub fn standing(
 }
 
 /// Ready, or ending but still answering.
-fn usable(endpoint: &Endpoint) -> bool {
+fn usable(endpoint: &Endpoint<'_>) -> bool {
     endpoint.ready || last_resort(endpoint)
 }
 
-fn last_resort(endpoint: &Endpoint) -> bool {
+fn last_resort(endpoint: &Endpoint<'_>) -> bool {
     endpoint.serving && endpoint.terminating
 }
 
 /// The ready endpoints in scope; without any, those that end but still answer. Hints never empty the
 /// first list: they only count when a ready endpoint matches them.
-fn pick(endpoints: &[Endpoint], in_scope: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
-    let indexes = |wanted: &dyn Fn(&Endpoint) -> bool| -> Vec<usize> {
+fn pick(endpoints: &[Endpoint<'_>], in_scope: impl Fn(&Endpoint<'_>) -> bool) -> Vec<usize> {
+    let indexes = |wanted: &dyn Fn(&Endpoint<'_>) -> bool| -> Vec<usize> {
         (0..endpoints.len()).filter(|index| wanted(&endpoints[*index])).collect()
     };
     let ready = indexes(&|ep| ep.ready && in_scope(ep));

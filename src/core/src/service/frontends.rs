@@ -12,6 +12,7 @@ use super::cidr::{Cidr, parse_addr};
 use super::eligibility::Policies;
 use super::types::{IpMode, Service, ServicePort, ServiceType, TrafficPolicy};
 use super::{Family, PortId, ServicePortName};
+use crate::ids::ObjectKey;
 use crate::ruleset::Protocol;
 
 /// A service port as a packet meets it, in one family.
@@ -111,6 +112,7 @@ pub fn frontends(service: &Service) -> Frontends {
     let external = addresses(&service.spec.external_ips, "spec.externalIPs", &mut found.skipped);
     let balancer = balancer_ips(service, &mut found.skipped);
     let ranges = source_ranges(service, &mut found.skipped);
+    let key = service.key();
     for cluster_ip in clusters {
         let family = Family::of(cluster_ip);
         let of_family = |all: &[IpAddr]| -> Vec<IpAddr> {
@@ -118,7 +120,7 @@ pub fn frontends(service: &Service) -> Frontends {
         };
         for port in &ports {
             found.ports.push(port_spec(
-                service,
+                (&key, service),
                 port,
                 Addresses {
                     cluster_ip,
@@ -270,7 +272,7 @@ fn ranges_of(all: &[Cidr], family: Family) -> Vec<Cidr> {
     if of_family.iter().any(Cidr::is_zero) { Vec::new() } else { of_family }
 }
 
-fn port_spec(service: &Service, port: &ValidPort, at: Addresses) -> PortSpec {
+fn port_spec((key, service): (&ObjectKey, &Service), port: &ValidPort, at: Addresses) -> PortSpec {
     let spec = &service.spec;
     let external = spec.external_traffic_policy.unwrap_or_default();
     let accessible = port.node_port.is_some() || !at.external.is_empty() || !at.balancer.is_empty();
@@ -279,7 +281,7 @@ fn port_spec(service: &Service, port: &ValidPort, at: Addresses) -> PortSpec {
     PortSpec {
         id: PortId {
             name: ServicePortName {
-                service: service.key(),
+                service: key.clone(),
                 port: port.name.as_str().into(),
                 protocol: port.protocol,
             },

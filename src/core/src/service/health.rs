@@ -135,7 +135,7 @@ impl SyncHealth {
 }
 
 /// Ready endpoints on this node, counted by address: two ports of one pod are one endpoint.
-pub fn local_ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> BTreeSet<IpAddr> {
+pub fn local_ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint<'a>>) -> BTreeSet<IpAddr> {
     endpoints.filter(|ep| ep.local && ep.ready && !ep.terminating).map(|ep| ep.addr.ip()).collect()
 }
 

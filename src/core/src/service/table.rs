@@ -61,7 +61,7 @@ impl ServiceTable {
         let found = frontends::frontends(service);
         let ports = found.ports.into_iter().map(|spec| self.decide(spec)).collect();
         let entry = ServiceEntry { kind: service.spec.kind, ports, skipped: found.skipped };
-        let key = service.key();
+        let key = entry.ports.first().map_or_else(|| service.key(), |port| port.spec.id.name.service.clone());
         let after = entry.ports.clone();
         let before = self.services.insert(key, entry).map(|old| old.ports).unwrap_or_default();
         TableChange { ports: compare(before, after), skipped: Vec::new() }
@@ -107,7 +107,7 @@ impl ServiceTable {
     }
 
     /// All candidates of a port with the decision about them, as `svc explain` shows them.
-    pub fn candidates(&self, spec: &PortSpec) -> (Vec<Endpoint>, Eligibility) {
+    pub fn candidates(&self, spec: &PortSpec) -> (Vec<Endpoint<'_>>, Eligibility) {
         let endpoints = self.slices.endpoints(&spec.id.name, spec.id.family);
         let decision = eligibility::decide(&endpoints, spec.policies, &self.node);
         (endpoints, decision)
@@ -138,7 +138,7 @@ impl ServiceTable {
         let port = first.spec.health_check_node_port?;
         let family: Family = first.spec.id.family;
         let same_family = entry.ports.iter().filter(|state| state.spec.id.family == family);
-        let endpoints: Vec<Endpoint> =
+        let endpoints: Vec<Endpoint<'_>> =
             same_family.flat_map(|state| self.slices.endpoints(&state.spec.id.name, family)).collect();
         let local_endpoints = health::local_ready(endpoints.iter()).len();
         Some(HealthCheck { service: key.clone(), port, local_endpoints })

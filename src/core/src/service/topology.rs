@@ -24,10 +24,10 @@ pub enum Distribution {
 /// The distribution the ready endpoints ask for. Hints count only when every ready endpoint has them
 /// (a slice half written must not leave one endpoint with all the load) and one names this node.
 pub fn distribution<'a>(
-    ready: impl Iterator<Item = &'a Endpoint> + Clone,
+    ready: impl Iterator<Item = &'a Endpoint<'a>> + Clone,
     node: &NodeTopology,
 ) -> Distribution {
-    let agreed = |hint: fn(&Endpoint) -> &Hint, name: &Arc<str>| {
+    let agreed = |hint: for<'e> fn(&'e Endpoint<'_>) -> &'e Hint, name: &Arc<str>| {
         ready.clone().all(|endpoint| hint(endpoint).is_some())
             && ready.clone().any(|endpoint| names(hint(endpoint), name))
     };
@@ -41,7 +41,7 @@ pub fn distribution<'a>(
 }
 
 /// Whether an endpoint may be used under the distribution.
-pub fn admits(distribution: Distribution, endpoint: &Endpoint, node: &NodeTopology) -> bool {
+pub fn admits(distribution: Distribution, endpoint: &Endpoint<'_>, node: &NodeTopology) -> bool {
     match distribution {
         Distribution::Everywhere => true,
         Distribution::SameNode => names(&endpoint.for_nodes, &node.name),

@@ -16,7 +16,7 @@ struct Shape {
     has_any: bool,
 }
 
-fn endpoint(number: usize, text: &str) -> Endpoint {
+fn endpoint(number: usize, text: &str) -> Endpoint<'static> {
     let (base, nodes) = text.split_once(':').map_or((text, ""), |(base, nodes)| (base, nodes));
     let hint = |letters: &str, prefix: &str| -> Hint {
         let names: Vec<std::sync::Arc<str>> =
@@ -95,7 +95,7 @@ const SHAPES: &[Shape] = &[
 #[test]
 fn every_shape_gets_its_endpoints() {
     for shape in SHAPES {
-        let endpoints: Vec<Endpoint> =
+        let endpoints: Vec<Endpoint<'_>> =
             shape.endpoints.split_whitespace().enumerate().map(|(n, text)| endpoint(n, text)).collect();
         let node = NodeTopology { name: "n1".into(), zone: shape.zone.map(Into::into) };
         let got = decide(&endpoints, policies(shape.policies), &node);
@@ -111,7 +111,7 @@ fn every_shape_gets_its_endpoints() {
 #[test]
 fn standing_says_why_and_agrees_with_the_decision() {
     for shape in SHAPES {
-        let endpoints: Vec<Endpoint> =
+        let endpoints: Vec<Endpoint<'_>> =
             shape.endpoints.split_whitespace().enumerate().map(|(n, text)| endpoint(n, text)).collect();
         let node = NodeTopology { name: "n1".into(), zone: shape.zone.map(Into::into) };
         let decision = decide(&endpoints, policies(shape.policies), &node);
@@ -132,7 +132,7 @@ fn standing_says_why_and_agrees_with_the_decision() {
         ("R1 R2", 0, TrafficPolicy::Local, Standing::Used),
     ];
     for (text, index, policy, want) in table {
-        let endpoints: Vec<Endpoint> =
+        let endpoints: Vec<Endpoint<'_>> =
             text.split_whitespace().enumerate().map(|(n, text)| endpoint(n, text)).collect();
         let node = NodeTopology { name: "n1".into(), zone: Some("zone-a".into()) };
         let decision = decide(&endpoints, policies("CLe"), &node);
