@@ -130,7 +130,7 @@ fn wrong_packet(world: &Offline, mode: Mode, line: &PacketLine) -> Option<String
     }
     if mode == Mode::Ipvs && matches!(fate, Fate::Endpoints(_)) {
         let key = VirtualServerKey::new(dst.ip(), dst.port(), protocol);
-        if let Some(ObjectValue::Server(server)) = world.applied().get(&ObjectKey::Server(key)) {
+        if let Some(ObjectValue::Server(server)) = world.applied().get(&ObjectKey::Server(key)).as_deref() {
             let kept = server.flags.persistent.then_some(server.timeout);
             if kept != expected.affinity() {
                 let _ = write!(wrong, "\n    the virtual server keeps clients for {kept:?}");
@@ -153,7 +153,7 @@ fn wrong_packet(world: &Offline, mode: Mode, line: &PacketLine) -> Option<String
         let _ =
             write!(wrong, "\n      {} {}: {}", one.endpoint, if one.used { "in" } else { "out" }, one.reason);
     }
-    for (claim, objects) in world.applied().claims() {
+    for (claim, objects) in world.applied().by_claim() {
         if claim.to_string() == format!("{dst}/{protocol}") {
             for (key, value) in objects.iter() {
                 let _ = write!(wrong, "\n      {key} {value:?}");

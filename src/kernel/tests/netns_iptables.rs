@@ -217,14 +217,14 @@ impl Plane {
         let mut seen = Applied::default();
         for ipv6 in [false, true] {
             let dump = self.iptables.dump(ipv6).await.unwrap();
-            for (claim, objects) in Applied::adopt(dump.objects).claims() {
-                seen.replace(*claim, objects.clone());
+            for (claim, objects) in Applied::adopt(dump.objects).by_claim() {
+                seen.replace(*claim, objects.into_owned());
             }
         }
         let same = seen == self.applied;
         self.applied = seen;
         self.dirty.extend(self.desired.claims().copied());
-        self.dirty.extend(self.applied.claims().map(|(claim, _)| *claim));
+        self.dirty.extend(self.applied.claims().copied());
         same
     }
 }
@@ -344,7 +344,7 @@ fn packets_go_where_services_say_and_keep_or_lose_their_source() {
         }
         plane.settle().await;
         assert!(plane.audit().await);
-        let left = plane.applied.claims().filter(|(claim, _)| claim.to_string().contains("SVC")).count();
+        let left = plane.applied.claims().filter(|claim| claim.to_string().contains("SVC")).count();
         assert_eq!(left, 0);
         assert_eq!(from(&client, "203.0.113.254:30080"), "ConnectionRefused", "the host's own port");
     });
@@ -432,7 +432,7 @@ fn a_flush_by_hand_is_found_and_repaired_and_foreign_rules_stay() {
         assert_eq!(client.net.run(|| answers("10.96.0.1:80")).unwrap(), "a 10.244.1.254");
         // And everything of ours goes when another mode takes over.
         plane.dirty = plane.desired.set_back_end(BackEnd::Nftables);
-        plane.dirty.extend(plane.applied.claims().map(|(claim, _)| *claim).collect::<Vec<_>>());
+        plane.dirty.extend(plane.applied.claims().copied().collect::<Vec<_>>());
         plane.settle().await;
         let saved = sh(&format!("{program}-save"));
         assert!(!saved.contains("LONGSHORE"), "{saved}");

@@ -20,7 +20,7 @@ use longshore_core::ruleset::ipvs::{
 };
 use longshore_core::ruleset::nft::{ElementKey, ElementValue, NftBatch, NftTable, TableKey};
 use longshore_core::ruleset::node::NodePortAddresses;
-use longshore_core::ruleset::object::{self, DEVICE};
+use longshore_core::ruleset::object::{self, DEVICE, Spread};
 use longshore_core::ruleset::trace::{Fate, Origin};
 use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
@@ -31,6 +31,7 @@ use longshore_kernel::sysctl::{FakeSysctls, Sysctls};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
+use super::engine::PREPARED_CHAINS;
 use super::kernel::table_key;
 use super::*;
 
@@ -586,9 +587,8 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
     take(&mut engine, endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]));
     engine.sync(at(1)).await;
     assert_eq!(node.nft.batches().len(), batches + 1);
-    // The chain for two goes with an audit.
+    // The chain for three was there, and the one for two stays.
     assert_eq!(engine.audit(at(1)).await, 0);
-    let batches = batches + 1;
     assert_eq!(node.nft.batches().len(), batches + 1);
     let mut again = population();
     again[0] = endpoints("web", &["10.244.1.1", "10.244.1.2", "10.244.1.3"]);
@@ -599,7 +599,7 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
         take(&mut restarted, Change::ServiceGone(ObjectKey::new("ns", name)));
     }
     restarted.sync(at(3)).await;
-    // A chain that spreads over three stays until the next audit: there may be three again. It is no difference.
+    // Chains that spread stay until the next audit: there may be endpoints again. They are no difference.
     assert!(node.nft.table(&table_key(false)).unwrap().chains.contains_key("n3"));
     assert!(restarted.diff().await.differences.is_empty());
     assert_eq!(restarted.audit(at(4)).await, 0);
@@ -613,10 +613,12 @@ async fn on_a_kernel_without_ipvs_nftables_serves() {
 async fn an_idle_chain_that_cannot_go_is_tried_again_later_and_not_at_once() {
     let node = Node::new();
     let mut engine = settled(node.engine_without_ipvs(), population()).await;
-    take(&mut engine, endpoints("web", &["10.244.1.1"]));
-    engine.sync(at(1)).await;
+    for count in [17, 18] {
+        take(&mut engine, so_many_endpoints("web", count));
+        engine.sync(at(1)).await;
+    }
     assert_eq!((engine.next_retry(), engine.pending()), (None, Vec::new()), "nothing is due");
-    node.nft.faults.script("chain n2: delete", Errno::EBUSY, 10_000);
+    node.nft.faults.script("chain n17: delete", Errno::EBUSY, 10_000);
     engine.audit(at(2)).await;
     for _ in 0..2 {
         let due = engine.next_retry().expect("the kernel refused it");
@@ -626,7 +628,36 @@ async fn an_idle_chain_that_cannot_go_is_tried_again_later_and_not_at_once() {
     node.nft.faults.clear();
     engine.sync(engine.next_retry().unwrap()).await;
     assert_eq!(engine.next_retry(), None);
-    assert!(!node.nft.table(&table_key(false)).unwrap().chains.contains_key("n2"));
+    assert!(!node.nft.table(&table_key(false)).unwrap().chains.contains_key("n17"));
+}
+
+/// For a chain that comes later the kernel looks at every element of the maps it names.
+#[tokio::test]
+async fn only_a_service_with_more_endpoints_than_chains_are_prepared_brings_one() {
+    let node = Node::new();
+    let mut engine = settled(node.engine_without_ipvs(), population()).await;
+    let chains = |ipv6| {
+        let table = node.nft.table(&table_key(ipv6)).unwrap();
+        table.chains.keys().filter(|name| Spread::from_chain(name, ipv6).is_some()).count()
+    };
+    let prepared = PREPARED_CHAINS as usize;
+    assert_eq!((chains(false), chains(true)), (prepared, 0), "no Service has an IPv6 address");
+    // Endpoints of the Service, and the chains there are then and after an audit.
+    for (count, now, later) in
+        [(1, 0, 0), (16, 0, 0), (17, 1, 1), (18, 2, 1), (3, 1, 0), (0, 0, 0), (16, 0, 0)]
+    {
+        take(&mut engine, so_many_endpoints("web", count));
+        engine.sync(at(1)).await;
+        assert_eq!(chains(false), prepared + now, "{count}");
+        engine.audit(at(2)).await;
+        assert_eq!(chains(false), prepared + later, "{count}");
+    }
+    assert!(engine.diff().await.differences.is_empty());
+}
+
+fn so_many_endpoints(service: &str, count: usize) -> Change {
+    let all: Vec<String> = (1..=count).map(|host| format!("10.244.2.{host}")).collect();
+    endpoints(service, &all.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::desired::Desired;
 use super::diff::Applied;
 use super::nft::NftTable;
-use super::object::{Claim, ObjectKey, ObjectValue, Objects, Spread, TABLE};
+use super::object::{Claim, ObjectKey, ObjectValue, Spread, TABLE};
 use super::places;
 
 /// How an object differs.
@@ -57,14 +57,12 @@ pub struct Difference {
 
 /// Everything that differs, by claim.
 pub fn differences(desired: &Desired, seen: &Applied) -> Vec<Difference> {
-    let claims: BTreeSet<Claim> =
-        desired.claims().copied().chain(seen.claims().map(|(claim, _)| *claim)).collect();
-    let nothing = Objects::new();
+    let claims: BTreeSet<Claim> = desired.claims().copied().chain(seen.claims().copied()).collect();
     let mut found = Vec::new();
     for claim in claims {
-        let have = seen.objects(&claim).unwrap_or(&nothing);
+        let have = seen.objects(&claim).unwrap_or_default();
         // Endpoints may stand in any order: only those that are not there at all are missing.
-        let wanted = places::keep(desired.objects(&claim), have);
+        let wanted = places::keep(desired.objects(&claim), &have);
         let service = desired.holder(&claim).map(|state| state.spec.id.name.to_string());
         for (key, want) in wanted.iter() {
             let deviation = match have.get(key) {
@@ -163,6 +161,7 @@ fn settings(key: &ObjectKey, value: &ObjectValue) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::object::Objects;
     use serde_json::json;
 
     use super::*;
@@ -184,7 +183,7 @@ mod tests {
         assert!(differences(&world.desired, &world.applied).is_empty());
         // The kernel as it is now: a real server lost, another drained by hand, a Service nobody wants.
         let seen = world.applied.clone();
-        let all = seen.claims().flat_map(|(_, objects)| objects.clone());
+        let all = seen.by_claim().flat_map(|(_, objects)| objects.into_owned());
         let left = all.filter(|(key, _)| !key.to_string().starts_with("real server 10.244.1.1"));
         let turned = |(key, mut value): (ObjectKey, ObjectValue)| {
             if let ObjectValue::Real(real) = &mut value {

@@ -1,6 +1,7 @@
 //! From what the kernel acknowledged to what is wanted, claim by claim, as ordered operations. The cost
 //! is that of the claims looked at. Nothing here is executed; `Applied` changes when told of a success.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Bound;
@@ -10,6 +11,7 @@ use super::desired::{Desired, Urgency};
 use super::ipvs::{IpvsOp, RealServer, RealServerKey, VirtualServerKey};
 use super::object::{Claim, ObjectKey, ObjectValue, Objects, SetId};
 use super::places;
+use super::stored::Stored;
 
 /// What is done to an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +83,7 @@ impl fmt::Display for Op {
 /// What the kernel has acknowledged, by claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    claims: BTreeMap<Claim, Objects>,
+    claims: BTreeMap<Claim, Stored>,
     /// Real servers that take no new connections and wait for their old ones.
     draining: BTreeSet<(VirtualServerKey, RealServerKey)>,
     /// How many objects there are.
@@ -111,36 +113,63 @@ impl Applied {
     /// Replace what is believed of one claim by what a look into the kernel showed.
     pub fn replace(&mut self, claim: Claim, objects: Objects) {
         let before = self.claims.remove(&claim).unwrap_or_default();
-        let keys: Vec<ObjectKey> = before.into_iter().map(|(key, _)| key).collect();
-        self.count -= keys.len();
-        keys.iter().for_each(|key| self.forget_draining(key));
+        self.count -= before.len();
+        before.others().for_each(|(key, _)| self.forget_draining(key));
         for (key, value) in objects {
             self.put(claim, key, value);
         }
     }
 
-    pub fn claims(&self) -> impl Iterator<Item = (&Claim, &Objects)> {
-        self.claims.iter()
+    /// What there is something of, in order.
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.claims.keys()
+    }
+
+    /// Every claim with its objects, in order. They are made from what is kept of them, one claim after the
+    /// other.
+    pub fn by_claim(&self) -> impl Iterator<Item = (&Claim, Cow<'_, Objects>)> {
+        self.by_claim_after(None)
     }
 
     /// Those behind `last` in order; all of them where there is none.
-    pub fn claims_after(&self, last: Option<&Claim>) -> impl Iterator<Item = (&Claim, &Objects)> {
+    pub fn by_claim_after(&self, last: Option<&Claim>) -> impl Iterator<Item = (&Claim, Cow<'_, Objects>)> {
         let from = last.map_or(Bound::Unbounded, Bound::Excluded);
-        self.claims.range((from, Bound::Unbounded))
+        self.claims.range((from, Bound::Unbounded)).map(|(claim, stored)| (claim, stored.objects()))
     }
 
-    pub fn objects(&self, claim: &Claim) -> Option<&Objects> {
-        self.claims.get(claim)
+    /// All objects but elements: servers, addresses, chains, jumps.
+    pub fn other_than_elements(&self) -> impl Iterator<Item = (&ObjectKey, &ObjectValue)> {
+        self.claims.values().flat_map(Stored::others)
     }
 
-    pub fn get(&self, key: &ObjectKey) -> Option<&ObjectValue> {
+    /// A copy of some claims.
+    pub fn only(&self, which: impl Fn(&Claim) -> bool) -> Applied {
+        let some = self.claims.iter().filter(|(claim, _)| which(claim));
+        let claims: BTreeMap<_, _> = some.map(|(claim, stored)| (*claim, stored.clone())).collect();
+        let count = claims.values().map(Stored::len).sum();
+        Applied { claims, draining: BTreeSet::new(), count }
+    }
+
+    /// The claims of which this and another have different objects.
+    pub fn differing(&self, other: &Applied) -> BTreeSet<Claim> {
+        let here = self.claims.iter().filter(|(claim, stored)| other.claims.get(claim) != Some(*stored));
+        let there = other.claims.keys().filter(|claim| !self.claims.contains_key(claim));
+        here.map(|(claim, _)| claim).chain(there).copied().collect()
+    }
+
+    pub fn objects(&self, claim: &Claim) -> Option<Cow<'_, Objects>> {
+        self.claims.get(claim).map(Stored::objects)
+    }
+
+    pub fn get(&self, key: &ObjectKey) -> Option<Cow<'_, ObjectValue>> {
         self.claims.get(&key.claim()?)?.get(key)
     }
 
     /// The same with the endpoints of every service port numbered by address: what two histories with
     /// one end have in common.
     pub fn in_order(&self) -> Applied {
-        let claims = self.claims.iter().map(|(claim, objects)| (*claim, places::in_order(objects)));
+        let in_order = |objects: Cow<'_, Objects>| places::in_order(&objects).into_iter().collect();
+        let claims = self.by_claim().map(|(claim, objects)| (*claim, in_order(objects)));
         Applied { claims: claims.collect(), draining: self.draining.clone(), count: self.count }
     }
 
@@ -165,7 +194,7 @@ impl Applied {
         {
             self.draining.insert((*server, *real));
         }
-        if self.claims.entry(claim).or_default().insert(key, value).is_none() {
+        if self.claims.entry(claim).or_default().insert(key, value) {
             self.count += 1;
         }
     }
@@ -175,10 +204,11 @@ impl Applied {
         let mut gone = vec![key.clone()];
         if let ObjectKey::Server(server) = key {
             // The kernel removes a virtual server's real servers with it.
-            let reals = objects.keys().filter(|key| matches!(key, ObjectKey::Real(of, _) if of == server));
-            gone.extend(reals.cloned().collect::<Vec<_>>());
+            let keys = objects.others().map(|(key, _)| key);
+            let reals = keys.filter(|key| matches!(key, ObjectKey::Real(of, _) if of == server));
+            gone.extend(reals.cloned());
         }
-        self.count -= gone.iter().filter(|key| objects.remove(key).is_some()).count();
+        self.count -= gone.iter().filter(|key| objects.remove(key)).count();
         if objects.is_empty() {
             self.claims.remove(&claim);
         }
@@ -200,12 +230,11 @@ pub fn plan(
     claims: impl IntoIterator<Item = Claim>,
     drained: &dyn Fn(&VirtualServerKey, &RealServerKey) -> bool,
 ) -> Vec<Op> {
-    let nothing = Objects::new();
     let mut ops = Vec::new();
     for claim in claims {
-        let have = applied.objects(&claim).unwrap_or(&nothing);
+        let have = applied.objects(&claim).unwrap_or_default();
         let want = match claim {
-            Claim::Backends { .. } => places::keep(desired.objects(&claim), have),
+            Claim::Backends { .. } => places::keep(desired.objects(&claim), &have),
             _ => desired.objects(&claim),
         };
         // All chains of a family are one run of the program, whatever they are for.
@@ -215,7 +244,7 @@ pub fn plan(
         };
         let hosted =
             matches!(claim, Claim::Frontend { addr, .. } if desired.node().host_addresses.contains(&addr));
-        for (key, change) in differences(&want, have, drained) {
+        for (key, change) in differences(&want, &have, drained) {
             let (removal, kind) = order(&key, &change, hosted);
             ops.push(Op { claim, key, change, rank: Rank { removal, urgency, kind } });
         }

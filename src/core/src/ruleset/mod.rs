@@ -19,6 +19,7 @@ mod places;
 pub mod render_ipt;
 pub mod render_ipvs;
 pub mod render_nft;
+mod stored;
 pub mod text;
 pub mod trace;
 

@@ -157,16 +157,16 @@ impl Offline {
     /// The nf_tables table of a family, its sets and the chains that depend on Services filled in.
     pub fn nft_table(&self, ipv6: bool) -> NftTable {
         let mut table = self.chains[usize::from(ipv6)].clone();
-        for (key, value) in self.applied.claims().flat_map(|(_, objects)| objects.iter()) {
+        for (key, value) in self.applied.by_claim().flat_map(|(_, objects)| objects.into_owned()) {
             match (key, value) {
-                (ObjectKey::Element { set, ipv6: of, key }, ObjectValue::Element(value)) if *of == ipv6 => {
+                (ObjectKey::Element { set, ipv6: of, key }, ObjectValue::Element(value)) if of == ipv6 => {
                     let name = set.name().to_owned();
                     let held = table.sets.entry(name).or_insert_with(|| Set::new(set.spec(ipv6)));
-                    held.elements.insert(key.clone(), value.clone());
+                    held.elements.insert(key, value);
                 }
                 (ObjectKey::Spread(spread), ObjectValue::Spread(rules)) if spread.ipv6 == ipv6 => {
-                    let chain = super::nft::Chain { base: None, rules: rules.clone() };
-                    table.chains.insert(Spread::chain(spread), chain);
+                    let chain = super::nft::Chain { base: None, rules };
+                    table.chains.insert(Spread::chain(&spread), chain);
                 }
                 _ => {}
             }
@@ -176,7 +176,7 @@ impl Offline {
 
     /// The chains of iptables mode in one family, as `iptables-save` would show them.
     pub fn iptables(&self, ipv6: bool) -> String {
-        ipt::text::listing(self.applied.claims().flat_map(|(_, objects)| objects.iter()), ipv6)
+        ipt::text::listing(self.applied.other_than_elements(), ipv6)
     }
 
     fn take(&mut self, change: TableChange) {

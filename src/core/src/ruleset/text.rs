@@ -14,7 +14,7 @@ use super::offline::Offline;
 /// The virtual and real servers as `ipvsadm -R` reads them: one command line each.
 pub fn ipvsadm(applied: &Applied) -> String {
     let mut text = String::new();
-    for (key, value) in applied.claims().flat_map(|(_, objects)| objects.iter()) {
+    for (key, value) in applied.other_than_elements() {
         let line = match (key, value) {
             (ObjectKey::Server(server), ObjectValue::Server(settings)) => server_line(server, settings),
             (ObjectKey::Real(server, real), ObjectValue::Real(settings)) => {
@@ -32,7 +32,7 @@ pub fn ipvsadm(applied: &Applied) -> String {
 /// The addresses of the dummy device, as `ip -batch` reads them.
 pub fn addresses(applied: &Applied) -> String {
     let mut text = String::new();
-    for (key, _) in applied.claims().flat_map(|(_, objects)| objects.iter()) {
+    for (key, _) in applied.other_than_elements() {
         if let ObjectKey::Address(addr) = key {
             let _ =
                 writeln!(text, "address add {addr}/{} dev {DEVICE}", if addr.is_ipv6() { 128 } else { 32 });

@@ -73,7 +73,7 @@ impl Engine {
         }
         if self.in_force == BackEnd::Iptables {
             let mut rules = TableRules::default();
-            for (key, value) in self.applied.claims().flat_map(|(_, objects)| objects.iter()) {
+            for (key, value) in self.applied.other_than_elements() {
                 count_rules(&mut rules, key, value);
             }
             figures.iptables = Some(rules);

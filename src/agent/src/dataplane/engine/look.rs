@@ -70,24 +70,24 @@ impl Engine {
             }
         }
         let spreads = Applied::adopt(outline.objects);
-        let believed = self.applied.claims().filter(|(claim, _)| matches!(claim, Claim::Spread(_)));
-        Ok(believed.eq(spreads.claims()) && self.sample(&served.kernel).await?)
+        let believed = self.applied.only(|claim| matches!(claim, Claim::Spread(_)));
+        Ok(believed == spreads && self.sample(&served.kernel).await?)
     }
 
     /// Whether the next elements in turn are there as they were acknowledged.
     async fn sample(&mut self, kernel: &Kernel) -> Result<bool, KernelError> {
-        let mut asked: BTreeMap<(bool, SetId), (Vec<ElementKey>, Vec<Option<&ElementValue>>)> =
+        let mut asked: BTreeMap<(bool, SetId), (Vec<ElementKey>, Vec<Option<ElementValue>>)> =
             BTreeMap::new();
         let (mut count, mut last) = (0, None);
-        for (claim, objects) in self.applied.claims_after(self.trust.asked.as_ref()) {
+        for (claim, objects) in self.applied.by_claim_after(self.trust.asked.as_ref()) {
             last = None;
-            for (key, value) in objects.iter() {
+            for (key, value) in objects.into_owned() {
                 let (ObjectKey::Element { set, ipv6, key }, ObjectValue::Element(value)) = (key, value)
                 else {
                     continue;
                 };
-                let (keys, values) = asked.entry((*ipv6, *set)).or_default();
-                keys.push(key.clone());
+                let (keys, values) = asked.entry((ipv6, set)).or_default();
+                keys.push(key);
                 values.push(Some(value));
                 count += 1;
             }
@@ -98,7 +98,7 @@ impl Engine {
         }
         for ((ipv6, set), (keys, believed)) in asked {
             let found = kernel.nft.elements(&kernel::table_key(ipv6), set.name(), &keys).await?;
-            if !found.iter().map(Option::as_ref).eq(believed) {
+            if found != believed {
                 return Ok(false);
             }
         }

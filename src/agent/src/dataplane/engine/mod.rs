@@ -47,6 +47,8 @@ use views::unavailable;
 /// A refused object is tried again after this, doubling up to the limit.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+/// Nearly all Services have fewer endpoints; each chain is one rule and one element.
+pub(super) const PREPARED_CHAINS: u32 = 16;
 /// Texts of left-out parts that are shown; more are counted by what they cost nobody.
 const MAX_SKIPPED_SHOWN: usize = 100;
 
@@ -139,7 +141,7 @@ impl Engine {
             mode: Mode::Unknown,
             in_force: back_end,
             table: ServiceTable::new(node),
-            desired: Desired::new(back_end, NodeNetwork::default()),
+            desired: Desired::new(back_end, NodeNetwork::default()).with_prepared_chains(PREPARED_CHAINS),
             applied: Applied::default(),
             chains,
             ipv6: true,
@@ -245,7 +247,7 @@ impl Engine {
 
     /// Look at every claim anew: what is wanted, and what an earlier run left that nobody wants.
     fn soil_everything(&mut self) {
-        let left = self.applied.claims().map(|(claim, _)| *claim);
+        let left = self.applied.claims().copied();
         let all: Vec<Claim> = left.chain(self.desired.claims().copied()).collect();
         self.everything = true;
         self.soil(all);
@@ -497,15 +499,12 @@ impl Engine {
             self.soil_everything();
         }
         let seen = Applied::adopt(dump.objects);
-        let others = seen.claims().filter(|(claim, have)| self.applied.objects(claim) != Some(*have));
-        let gone = self.applied.claims().filter(|(claim, _)| seen.objects(claim).is_none());
-        let claims: BTreeSet<Claim> = others.chain(gone).map(|(claim, _)| *claim).collect();
-        for claim in claims {
-            let (have, believed) = (seen.objects(&claim), self.applied.objects(&claim));
-            let drift = differing(have, believed);
+        for claim in seen.differing(&self.applied) {
+            let have = seen.objects(&claim).unwrap_or_default();
+            let drift = differing(&have, &self.applied.objects(&claim).unwrap_or_default());
             tracing::warn!(%claim, objects = drift, "the kernel differs from what was acknowledged; repairing it");
             self.counters.drift += drift;
-            self.applied.replace(claim, have.cloned().unwrap_or_default());
+            self.applied.replace(claim, have.into_owned());
             self.soil([claim]);
         }
         self.trust.untouched = heard;
@@ -610,9 +609,7 @@ fn stands_on_failure(op: &Op, failed: &BTreeMap<Claim, KernelError>) -> Option<C
     }
 }
 
-fn differing(have: Option<&Objects>, believed: Option<&Objects>) -> u64 {
-    let nothing = Objects::new();
-    let (have, believed) = (have.unwrap_or(&nothing), believed.unwrap_or(&nothing));
+fn differing(have: &Objects, believed: &Objects) -> u64 {
     let changed = have.iter().filter(|(key, value)| believed.get(key) != Some(value)).count();
     let gone = believed.keys().filter(|key| !have.contains_key(key)).count();
     (changed + gone) as u64

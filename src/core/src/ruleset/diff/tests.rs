@@ -133,7 +133,7 @@ fn adopting_what_is_there_leaves_nothing_to_do() {
         &[],
     );
     world.endpoints("web", &["10.244.1.1", "10.244.2.1 n2"]).settle(false);
-    let dump: Objects = world.applied.claims().flat_map(|(_, objects)| objects.clone()).collect();
+    let dump: Objects = world.applied.by_claim().flat_map(|(_, objects)| objects.into_owned()).collect();
     let adopted = Applied::adopt(dump);
     assert_eq!(adopted, world.applied);
     let all: Vec<Claim> = world.desired.claims().copied().collect();
@@ -166,8 +166,7 @@ fn every_scheduler_and_affinity_reach_the_virtual_server() {
         let affine = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}], "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 77}}});
         world.service("web", affine, &[]).settle(true);
-        let servers: Vec<_> =
-            world.applied.claims().flat_map(|(_, objects)| objects.iter().map(|(_, value)| value)).collect();
+        let servers: Vec<_> = world.applied.other_than_elements().map(|(_, value)| value).collect();
         let server = servers.iter().find_map(|value| match value {
             ObjectValue::Server(server) => Some(server),
             _ => None,
@@ -258,7 +257,7 @@ fn objects_grow_with_frontends_plus_endpoints_and_chains_do_not() {
             world.service(&format!("s{n}"), spec, &[&balancer]).endpoints(&format!("s{n}"), &list);
         }
         world.settle(true);
-        let chains = world.applied.claims().filter(|(claim, _)| matches!(claim, Claim::Spread(_))).count();
+        let chains = world.applied.claims().filter(|claim| matches!(claim, Claim::Spread(_))).count();
         (world.applied.len() - 2 * chains, chains)
     };
     let plain = web("");
@@ -347,7 +346,7 @@ proptest! {
         steps.iter().for_each(|step| run(&mut world, step));
         // Twice: what drains goes with the second pass.
         world.settle(true);
-        world.dirty.extend(world.applied.claims().map(|(claim, _)| *claim).collect::<Vec<_>>());
+        world.dirty.extend(world.applied.claims().copied().collect::<Vec<_>>());
         world.settle(true);
         let mut fresh = Applied::default();
         let all: Vec<Claim> = world.desired.claims().copied().collect();

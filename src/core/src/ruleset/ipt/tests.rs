@@ -337,7 +337,7 @@ fn crowd(count: u32) -> World {
 
 fn counts(applied: &Applied) -> (usize, usize) {
     let mut counts = (0, 0);
-    for (_, value) in applied.claims().flat_map(|(_, objects)| objects.iter()) {
+    for (_, value) in applied.other_than_elements() {
         if let ObjectValue::Rules(rules) = value {
             counts = (counts.0 + 1, counts.1 + rules.len());
         }
@@ -515,7 +515,7 @@ fn settings_of_node_ports_and_loopback() {
             let expected = if want.split(' ').any(|one| one == ip) { "10.244.1.1:8080*" } else { "host" };
             assert_eq!(fate, expected, "{node_ports:?} {localhost_node_ports} {ip}");
         }
-        let listing = text::listing(world.applied.claims().flat_map(|(_, objects)| objects.iter()), false);
+        let listing = text::listing(world.applied.other_than_elements(), false);
         let martians = listing.contains("-A LONGSHORE-INPUT ! -s 127.0.0.0/8 -d 127.0.0.0/8");
         assert_eq!(martians, localhost_node_ports, "packets of others for 127.0.0.1 are dropped");
     }

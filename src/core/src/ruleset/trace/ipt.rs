@@ -2,7 +2,7 @@
 //! the built-in chains are not known here.
 
 use super::super::ipt::{Builtin, ChainId, ChainName, Match, Rule, States, Table, Target};
-use super::super::object::{Claim, ObjectKey, ObjectValue};
+use super::super::object::{ObjectKey, ObjectValue};
 use super::machine::Outcome;
 use super::{Delivery, Fate, Origin, Packet, Rules, TraceError};
 
@@ -103,11 +103,13 @@ impl<'a> Walk<'a> {
         let hooks: Vec<Rule> = self
             .rules
             .applied
-            .claims()
-            .filter(|(claim, _)| matches!(claim, Claim::Chain(id) if id.ipv6 == ipv6 && id.table == table))
-            .flat_map(|(_, objects)| objects.keys())
-            .filter_map(|key| match key {
-                ObjectKey::Hook(hook) if hook.from == from => Some(Rule::clone(&hook.rule)),
+            .other_than_elements()
+            .filter_map(|(key, _)| match key {
+                ObjectKey::Hook(hook)
+                    if hook.from == from && (hook.to.ipv6, hook.to.table) == (ipv6, table) =>
+                {
+                    Some(Rule::clone(&hook.rule))
+                }
                 _ => None,
             })
             .collect();
@@ -121,7 +123,7 @@ impl<'a> Walk<'a> {
         let id = ChainId { ipv6: self.ipv6, table, name };
         let missing =
             || TraceError { chain: name.to_string(), expression: "a jump into it: no such chain".to_owned() };
-        match self.rules.applied.get(&ObjectKey::Chain(id)) {
+        match self.rules.applied.get(&ObjectKey::Chain(id)).as_deref() {
             Some(ObjectValue::Rules(rules)) => self.run(table, name.as_str(), rules),
             _ => Err(missing()),
         }

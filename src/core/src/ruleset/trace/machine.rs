@@ -89,7 +89,7 @@ impl<'a> Machine<'a> {
         let table = self.rules.table;
         let spread = Spread::from_chain(name, self.packet.dst.is_ipv6()).map(ObjectKey::Spread);
         let spread = spread.and_then(|key| self.rules.applied.get(&key));
-        let rules = match (table.chains.get(name), spread) {
+        let rules = match (table.chains.get(name), spread.as_deref()) {
             (Some(chain), _) => Some(&chain.rules),
             (None, Some(ObjectValue::Spread(rules))) => Some(rules),
             _ => None,
@@ -245,7 +245,7 @@ impl<'a> Machine<'a> {
             return fixed.elements.get(&ElementKey { start: key, end: None }).cloned();
         }
         let exact = ObjectKey::Element { set, ipv6, key: ElementKey { start: key, end: None } };
-        if let Some(ObjectValue::Element(value)) = self.rules.applied.get(&exact) {
+        if let Some(ObjectValue::Element(value)) = self.rules.applied.get(&exact).as_deref() {
             return Some(value.clone());
         }
         if !set.spec(ipv6).flags.interval {
