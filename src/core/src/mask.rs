@@ -55,7 +55,8 @@ fn after_pair<'a>(line: &'a str, out: &mut String) -> &'a str {
         !name.contains(char::is_whitespace) && is_secret_name(name) && !value.trim().is_empty()
     });
     let Some((name, value)) = pair else { return line };
-    let scheme = value.split_inclusive(' ').next().filter(|word| word.ends_with(' ') && is_scheme(word.trim_end()));
+    let scheme =
+        value.split_inclusive(' ').next().filter(|word| word.ends_with(' ') && is_scheme(word.trim_end()));
     let scheme = scheme.unwrap_or_default();
     for piece in [name, ": ", scheme, &quoted(&value[scheme.len()..], MASKED)] {
         out.push_str(piece);

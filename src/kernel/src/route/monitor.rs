@@ -67,7 +67,9 @@ fn event(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<AddressEvent> 
     let NetlinkPayload::InnerMessage(message) = &message.payload else { return None };
     match message {
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            if super::real::read_address(address).is_some_and(|found| found.link_local && found.addr.is_ipv6()) {
+            if super::real::read_address(address)
+                .is_some_and(|found| found.link_local && found.addr.is_ipv6())
+            {
                 return None;
             }
             let name = if_indextoname(address.header.index).ok();
