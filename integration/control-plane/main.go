@@ -1,10 +1,12 @@
 // Command control-plane is a real Kubernetes control plane as one static program for the cluster tier of the tests:
 // called as etcd, kube-apiserver, kube-controller-manager, kube-scheduler or kubectl (by its own name or by its first
 // argument) it is that program. Nothing of ours is mixed in, so that what a node meets here is what it meets in the
-// field.
+// field. It is the kubelet and kube-proxy, too: nodes are taken over from them and given back, and figures are measured
+// beside theirs.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,7 +22,9 @@ import (
 
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 func serve(command *cobra.Command) {
@@ -32,6 +36,8 @@ var programs = map[string]func(){
 	"kube-apiserver":          func() { serve(apiserver.NewAPIServerCommand()) },
 	"kube-controller-manager": func() { serve(controllermanager.NewControllerManagerCommand()) },
 	"kube-scheduler":          func() { serve(scheduler.NewSchedulerCommand()) },
+	"kubelet":                 func() { serve(kubelet.NewKubeletCommand(context.Background())) },
+	"kube-proxy":              func() { serve(proxy.NewProxyCommand()) },
 	"kubectl": func() {
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 			kubectlutil.CheckErr(err)
@@ -47,7 +53,7 @@ func main() {
 		}
 	}
 	if !known {
-		fmt.Fprintln(os.Stderr, "usage: control-plane etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubectl [FLAGS]")
+		fmt.Fprintln(os.Stderr, "usage: control-plane etcd|kube-apiserver|kube-controller-manager|kube-scheduler|kubectl|kubelet|kube-proxy [FLAGS]")
 		os.Exit(2)
 	}
 	program()

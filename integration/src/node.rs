@@ -49,6 +49,9 @@ impl fmt::Display for Kind {
 pub enum Service {
     Containerd,
     Agent,
+    /// The real kubelet and kube-proxy in the daemon's place, on the node of a cluster.
+    Kubelet,
+    KubeProxy,
     /// Of the control plane beside the node, where there is one.
     Etcd,
     Apiserver,
@@ -57,11 +60,18 @@ pub enum Service {
 }
 
 impl Service {
+    /// Whether it is one of the programs whose place the daemon takes.
+    pub fn is_peer(self) -> bool {
+        matches!(self, Service::Kubelet | Service::KubeProxy)
+    }
+
     /// The unit's name in the VM; the log's and pid file's name in the native node.
     pub fn name(self) -> &'static str {
         match self {
             Service::Containerd => "containerd",
             Service::Agent => "longshore",
+            Service::Kubelet => "kubelet",
+            Service::KubeProxy => "kube-proxy",
             Service::Etcd => "etcd",
             Service::Apiserver => "kube-apiserver",
             Service::ControllerManager => "kube-controller-manager",
@@ -91,6 +101,14 @@ pub trait Node {
     /// # Errors
     /// Where it does not come up.
     fn start(&mut self, service: Service) -> Result<()>;
+
+    /// Starts the daemon with other flags than the node's own: where its objects and configuration come from.
+    ///
+    /// # Errors
+    /// Where it does not come up, or the node's daemon has no other flags than its unit's.
+    fn start_agent_with(&mut self, flags: &str) -> Result<()> {
+        bail!("{} nodes start the daemon with their own flags only, not {flags}", self.kind())
+    }
 
     /// Ends a service by a signal (`TERM`, `KILL`) and waits until it has gone. It is not started again by itself.
     ///

@@ -33,21 +33,25 @@ pub struct Memory {
     pub peak: f64,
 }
 
-impl Watched {
+/// A process, as this machine counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Process(pub u32);
+
+impl Process {
     /// Processor seconds used so far by all threads, ended ones included; the clock counts nanoseconds.
     ///
     /// # Errors
     /// Where the process is gone.
     pub fn cpu(&self) -> Result<f64> {
-        let clock = nix::time::clock_getcpuclockid(Pid::from_raw(self.pid as i32))
-            .with_context(|| format!("no process {}", self.pid))?;
+        let clock = nix::time::clock_getcpuclockid(Pid::from_raw(self.0 as i32))
+            .with_context(|| format!("no process {}", self.0))?;
         Ok(Duration::from(clock.now()?).as_secs_f64())
     }
 
     /// # Errors
     /// Where the process is gone.
     pub fn memory(&self) -> Result<Memory> {
-        let file = format!("/proc/{}/status", self.pid);
+        let file = format!("/proc/{}/status", self.0);
         let text = fs::read_to_string(&file).with_context(|| file.clone())?;
         let field = |name: &str| -> Result<f64> {
             let line = text.lines().find(|line| line.starts_with(name));
@@ -56,6 +60,24 @@ impl Watched {
             Ok(kib.with_context(|| format!("{file} has no {name}"))? / 1024.0)
         };
         Ok(Memory { resident: field("VmRSS:")?, anonymous: field("RssAnon:")?, peak: field("VmHWM:")? })
+    }
+}
+
+impl Watched {
+    /// As [`Process::cpu`].
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn cpu(&self) -> Result<f64> {
+        Process(self.pid).cpu()
+    }
+
+    /// As [`Process::memory`].
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn memory(&self) -> Result<Memory> {
+        Process(self.pid).memory()
     }
 
     /// One view of the admin API.
@@ -143,10 +165,19 @@ pub fn names(pods: usize) -> Vec<String> {
 
 /// One document per pod; `more` is added to its only container.
 pub fn manifests(pods: usize, more: &str) -> String {
+    documents(pods, "", more)
+}
+
+/// The same for the API, past the scheduler.
+pub fn manifests_bound(pods: usize, node: &str) -> String {
+    documents(pods, &format!("nodeName: {node}\n  "), "")
+}
+
+fn documents(pods: usize, spec: &str, more: &str) -> String {
     let manifest = |name: &String| {
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\nspec:\n  \
-             terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: web, image: '{IMAGE}'{more}}}\n"
+             {spec}terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: web, image: '{IMAGE}'{more}}}\n"
         )
     };
     names(pods).iter().map(manifest).collect()

@@ -91,6 +91,16 @@ impl Figure {
         self
     }
 
+    /// The goal, where there is one.
+    pub fn goals(self, goal: Option<Goal>) -> Self {
+        Self { goal, ..self }
+    }
+
+    /// The median and the largest value.
+    pub fn values(&self) -> (f64, f64) {
+        (self.p50, self.max)
+    }
+
     pub fn peer(mut self, peer: Option<Peer>) -> Self {
         self.peer = peer;
         self

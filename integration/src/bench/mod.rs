@@ -9,6 +9,7 @@ mod figure;
 mod idle;
 mod memory;
 mod node;
+mod peer;
 mod peers;
 mod ready;
 mod restart;
@@ -35,10 +36,14 @@ pub enum Bench {
     Idle,
     /// The daemon killed and started over 110 pods, on the native node: start to serving, Ready transitions
     Restart,
+    /// Beside the real kubelet and kube-proxy, on the node of a real control plane: pods created to Ready; 1, 10, 50,
+    /// 110 pods
+    Peer,
 }
 
 impl Bench {
-    const ALL: &'static [Bench] = &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart];
+    const ALL: &'static [Bench] =
+        &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart, Bench::Peer];
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +52,7 @@ impl Bench {
             Bench::Memory => "memory",
             Bench::Idle => "idle",
             Bench::Restart => "restart",
+            Bench::Peer => "peer",
         }
     }
 
@@ -57,6 +63,7 @@ impl Bench {
             Bench::Memory => memory::run(report),
             Bench::Idle => idle::run(report),
             Bench::Restart => restart::run(report),
+            Bench::Peer => peer::run(report),
         }
     }
 }

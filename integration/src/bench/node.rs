@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 
-use super::daemon::{self, Started, Watched};
+use super::daemon::{self, Process, Started, Watched};
 use crate::fake::{Cost, Order};
 use crate::native::{NativeNode, Options};
 use crate::node::{Kind, MANIFESTS, Node, Service};
@@ -18,7 +18,7 @@ use crate::scenario::suite;
 use crate::vm::CgroupDriver;
 
 /// How long so many pods may take to come or go before a bench gives up.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// After a change, until nothing of it is under way any more.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
@@ -132,38 +132,54 @@ impl BenchNode {
     }
 }
 
-/// What the daemon's work costs it: its processor time without what it uses when nothing happens, which is
+/// What its work costs a program: its processor time without what it uses when nothing happens, which is
 /// measured first.
 #[derive(Debug)]
-pub struct Spent<'a> {
-    daemon: &'a Watched,
+pub struct Spent {
+    process: Process,
     /// Processor seconds per second in which nothing happens.
     idle: f64,
     cpu: f64,
     since: Instant,
 }
 
-impl<'a> Spent<'a> {
-    /// Waits until all is quiet, and looks at that for as long again.
+impl Spent {
+    /// Of the daemon: waits until all is quiet, and looks at that for as long again.
     ///
     /// # Errors
     /// Where the daemon is gone.
-    pub fn since_now(node: &'a BenchNode) -> Result<Self> {
+    pub fn since_now(node: &BenchNode) -> Result<Self> {
         settle();
-        let daemon = &node.daemon;
-        let mut spent = Self { daemon, idle: 0.0, cpu: daemon.cpu()?, since: Instant::now() };
+        let mut spent = Self::of(Process(node.daemon.pid))?;
         settle();
-        let took = spent.since.elapsed().as_secs_f64();
-        spent.idle = spent.lap()? / took;
+        spent.begin()?;
         Ok(spent)
+    }
+
+    /// Of a program that is quiet now, until [`Self::begin`] or the first [`Self::lap`] is asked.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn of(process: Process) -> Result<Self> {
+        Ok(Self { process, idle: 0.0, cpu: process.cpu()?, since: Instant::now() })
+    }
+
+    /// What was used so far is what the program uses when nothing happens.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn begin(&mut self) -> Result<()> {
+        let took = self.since.elapsed().as_secs_f64();
+        self.idle = self.lap()? / took;
+        Ok(())
     }
 
     /// Processor seconds since the last time this was asked.
     ///
     /// # Errors
-    /// Where the daemon is gone.
+    /// Where the program is gone.
     pub fn lap(&mut self) -> Result<f64> {
-        let (cpu, now) = (self.daemon.cpu()?, Instant::now());
+        let (cpu, now) = (self.process.cpu()?, Instant::now());
         let took = now.duration_since(self.since).as_secs_f64();
         let spent = (cpu - self.cpu - self.idle * took).max(0.0);
         (self.cpu, self.since) = (cpu, now);

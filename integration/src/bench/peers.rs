@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use super::figure::Figure;
+
 /// A peer's figure beside ours.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Peer {
@@ -17,6 +19,14 @@ pub struct Peer {
 }
 
 const KUBELET: Peer = Peer { name: "kubelet 1.36.3, native node", p50: None, max: None, span: None };
+
+impl Peer {
+    /// What the kubelet was measured at in the same run, one after the other with ours.
+    pub fn beside(figure: &Figure) -> Self {
+        let (p50, max) = figure.values();
+        Self { name: "kubelet 1.36.3, same run", p50: Some(p50), max: Some(max), span: None }
+    }
+}
 
 /// Seconds from created to Ready, for so many pods at once.
 pub fn ready(pods: usize) -> Option<Peer> {

@@ -1,5 +1,5 @@
-//! The programs of the control plane: our Go module built once into the cache, or a folder of ready ones that
-//! CONTROL_PLANE_ASSETS names.
+//! The programs of the control plane, and the kubelet and kube-proxy beside them: our Go module built once into the
+//! cache, or a folder of ready ones that CONTROL_PLANE_ASSETS names.
 
 use std::env;
 use std::fs;
@@ -13,14 +13,25 @@ use crate::cache;
 use crate::process::Run;
 use crate::tiers::{on_path, workspace_root};
 
-/// All of them, each by its own name.
+/// The control plane's, each by its own name.
 const PROGRAMS: [&str; 5] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
+/// The peers'. A folder of ready programs need not have them.
+pub const PEERS: [&str; 2] = ["kubelet", "kube-proxy"];
+/// The release of Kubernetes that go.mod requires: what the programs say they are.
+const RELEASE: [&str; 3] = ["1", "36", "3"];
 const VARIABLE: &str = "CONTROL_PLANE_ASSETS";
 /// Where Go's own archive is unpacked to.
 const GO_PLACE: &str = "/usr/local/go/bin/go";
 /// The oldest Go that builds them, as go.mod says.
 const GO: (u32, u32) = (1, 26);
+
+/// Why there is no real kubelet to play with, where the control plane is there.
+pub fn peers_obstacle() -> Option<String> {
+    let folder = env::var_os(VARIABLE).map(PathBuf::from)?;
+    let missing = PEERS.iter().find(|program| !folder.join(program).exists())?;
+    Some(format!("{VARIABLE}: {} has no {missing}", folder.display()))
+}
 
 fn module() -> PathBuf {
     workspace_root().join("integration/control-plane")
@@ -81,25 +92,25 @@ pub fn folder() -> Result<PathBuf> {
     }
     let module = module();
     let files = ["go.mod", "go.sum", "main.go"].map(|name| fs::read(module.join(name)));
-    let mut parts = Vec::new();
+    let mut parts = vec![version_flags().into_bytes()];
     for file in files {
         parts.push(file.with_context(|| format!("cannot read {}", module.display()))?);
     }
     cache::entry("control-plane", &cache::key(&parts), |dir| {
-        println!("building the control plane with Go (once; six minutes on two cores)");
+        println!("building the control plane with Go (once; seven minutes on two cores)");
         fs::create_dir_all(dir)?;
         let program = dir.join("control-plane");
         // Others on this machine go first.
         Run::new("nice")
             .args(["-n", "10", go(), "build", "-C"])
             .arg_path(&module)
-            .args(["-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+            .args(["-trimpath", "-buildvcs=false", &format!("-ldflags=-s -w {}", version_flags()), "-o"])
             .arg_path(&program)
             .args(["."])
             .env("CGO_ENABLED", "0")
             .deadline(Duration::from_secs(1800))
             .check()?;
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().chain(PEERS) {
             // Links would be followed by the bind mount of kubectl: a hard link has a name of its own.
             if fs::hard_link(&program, dir.join(name)).is_err() {
                 symlink("control-plane", dir.join(name))?;
@@ -109,9 +120,24 @@ pub fn folder() -> Result<PathBuf> {
     })
 }
 
+/// What the release build of Kubernetes tells the linker; without it a node says it is version 0.
+fn version_flags() -> String {
+    let [major, minor, patch] = RELEASE;
+    let package = "k8s.io/component-base/version";
+    format!(
+        "-X {package}.gitVersion=v{major}.{minor}.{patch} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_programs_say_the_release_they_are_built_from() {
+        let module = fs::read_to_string(module().join("go.mod")).unwrap();
+        assert!(module.contains(&format!("k8s.io/kubernetes v{}\n", RELEASE.join("."))), "{RELEASE:?}");
+    }
 
     #[test]
     fn versions_of_go_are_read() {

@@ -3,6 +3,8 @@
 
 pub mod assets;
 mod certificates;
+mod peers;
+pub mod watch;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,10 +15,11 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::native::{self, NativeNode, OUTSIDE};
-use crate::node::{self, Kind, MANIFESTS, Node, Service, sh};
+use crate::node::{Kind, MANIFESTS, Node, Service, sh};
 use crate::process::{Output, Owned, wait_until};
 use crate::scenario::state;
 use certificates::{Authority, Party};
+use watch::Watch;
 
 /// Where the node's own credentials are in the node.
 pub const KUBECONFIG: &str = "/etc/longshore/kubeconfig";
@@ -69,18 +72,22 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("longshore-cluster-").tempdir()?;
         write_credentials(dir.path())?;
         let credentials = |name: &str, inside: &str| (dir.path().join(name), PathBuf::from(inside));
+        let mut binds = vec![
+            (assets.join("kubectl"), PathBuf::from("/usr/local/bin/kubectl")),
+            credentials("node.kubeconfig", KUBECONFIG),
+            credentials("ca.crt", AUTHORITY),
+            credentials("admin.kubeconfig", "/root/.kube/config"),
+        ];
+        if assets::peers_obstacle().is_none() {
+            binds.extend(peers::binds(&assets));
+        }
         let node = NativeNode::start(&native::Options {
             name: options.name.clone(),
             binary: Some(options.binary.clone()),
             config: options.config.clone(),
             images: true,
             agent: flags(),
-            binds: vec![
-                (assets.join("kubectl"), PathBuf::from("/usr/local/bin/kubectl")),
-                credentials("node.kubeconfig", KUBECONFIG),
-                credentials("ca.crt", AUTHORITY),
-                credentials("admin.kubeconfig", "/root/.kube/config"),
-            ],
+            binds,
         })?;
         let mut cluster = Self { node, programs: Vec::new(), assets, dir };
         for service in [Service::Etcd, Service::Apiserver, Service::ControllerManager, Service::Scheduler] {
@@ -99,12 +106,32 @@ impl Cluster {
         })
     }
 
+    /// The node itself.
+    pub fn node(&self) -> &NativeNode {
+        &self.node
+    }
+
+    /// Watches a path of the API, as the cluster's administrator.
+    ///
+    /// # Errors
+    /// Where the program that does it cannot be started.
+    pub fn watch(&self, path: &str) -> Result<Watch> {
+        let kubeconfig = self.dir.path().join("admin.kubeconfig");
+        Watch::begin(&self.assets.join("kubectl"), &kubeconfig, &self.node.outside(), path)
+    }
+
     /// Leaves the cluster as it was: no objects of scenarios, no pods, the daemon stopped, all else running.
     ///
     /// # Errors
     /// Where that cannot be reached within a minute.
     pub fn clear(&mut self) -> Result<()> {
         self.end_daemons_of_scenarios()?;
+        for peer in [Service::Kubelet, Service::KubeProxy] {
+            if self.runs(peer) {
+                self.stop(peer, "TERM")?;
+            }
+        }
+        sh(self, peers::FORGET)?;
         let wanted = [
             Service::Containerd,
             Service::Etcd,
@@ -189,7 +216,7 @@ impl Cluster {
                 format!("--kubeconfig={}", path("scheduler.kubeconfig")),
                 "--leader-elect=false".to_owned(),
             ],
-            Service::Containerd | Service::Agent => Vec::new(),
+            Service::Containerd | Service::Agent | Service::Kubelet | Service::KubeProxy => Vec::new(),
         };
         args.insert(0, self.assets.join(service.name()).display().to_string());
         args
@@ -232,6 +259,11 @@ impl Cluster {
             format!("{} does not come up; its log:\n{}", service.name(), self.log(service, 20))
         })
     }
+}
+
+/// Whether it is a program of the node, not of the control plane beside it.
+fn is_in_node(service: Service) -> bool {
+    matches!(service, Service::Containerd | Service::Agent) || service.is_peer()
 }
 
 fn apiserver(path: &impl Fn(&str) -> String) -> Vec<String> {
@@ -326,15 +358,22 @@ impl Node for Cluster {
     }
 
     fn start(&mut self, service: Service) -> Result<()> {
-        if matches!(service, Service::Containerd | Service::Agent) {
+        if service.is_peer() {
+            return peers::start(&mut self.node, service);
+        }
+        if is_in_node(service) {
             return self.node.start(service);
         }
         self.spawn(service)?;
         self.wait_for(service)
     }
 
+    fn start_agent_with(&mut self, flags: &str) -> Result<()> {
+        self.node.start_agent_with(flags)
+    }
+
     fn stop(&mut self, service: Service, signal: &str) -> Result<()> {
-        if matches!(service, Service::Containerd | Service::Agent) {
+        if is_in_node(service) {
             return self.node.stop(service, signal);
         }
         let place = self.programs.iter().position(|(known, _)| *known == service);
@@ -357,16 +396,13 @@ impl Node for Cluster {
     }
 
     fn log(&self, service: Service, lines: usize) -> String {
-        match service {
-            Service::Containerd | Service::Agent => self.node.log(service, lines),
-            _ => node::tail(&self.node.logs().join(format!("{}.log", service.name())), lines),
-        }
+        self.node.log(service, lines)
     }
 
     fn runs(&self, service: Service) -> bool {
-        match service {
-            Service::Containerd | Service::Agent => self.node.runs(service),
-            _ => self.programs.iter().any(|(known, _)| *known == service),
+        if is_in_node(service) {
+            return self.node.runs(service);
         }
+        self.programs.iter().any(|(known, _)| *known == service)
     }
 }

@@ -236,8 +236,17 @@ impl NativeNode {
         })
     }
 
+    /// Starts a program that is not the harness's own; done when the shell line `is_ready` succeeds.
+    ///
+    /// # Errors
+    /// Where it ends, or is not ready in time; the message has the end of its log.
+    pub fn start_program(&mut self, service: Service, line: &str, is_ready: &str) -> Result<()> {
+        self.spawn(service, line)?;
+        self.wait_for(service, |node| sh(node, is_ready).map(drop))
+    }
+
     /// The daemon is ready when it says so (sd_notify(3)).
-    fn start_agent(&mut self) -> Result<()> {
+    fn start_agent(&mut self, line: &str) -> Result<()> {
         let socket = self.notify.path().join("notify");
         if socket.exists() {
             fs::remove_file(&socket)?;
@@ -245,7 +254,7 @@ impl NativeNode {
         let socket = UnixDatagram::bind(&socket)?;
         // Waits for a word as long as it takes to look whether the daemon still lives.
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        let line = format!("env NOTIFY_SOCKET=/run/harness/notify {}", agent_line(&self.agent));
+        let line = format!("env NOTIFY_SOCKET=/run/harness/notify {line}");
         self.spawn(Service::Agent, &line)?;
         self.wait_for(Service::Agent, |_| {
             let mut said = [0; 4096];
@@ -313,9 +322,13 @@ impl Node for NativeNode {
         match service {
             Service::Containerd if self.fake && self.runs(service) => self.signal_fake("USR2", true),
             Service::Containerd => self.start_containerd(),
-            Service::Agent => self.start_agent(),
+            Service::Agent => self.start_agent(&agent_line(&self.agent)),
             other => bail!("a node runs no {}", other.name()),
         }
+    }
+
+    fn start_agent_with(&mut self, flags: &str) -> Result<()> {
+        self.start_agent(&format!("{BINARY} agent {flags}"))
     }
 
     fn stop(&mut self, service: Service, signal: &str) -> Result<()> {

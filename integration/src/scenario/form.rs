@@ -34,6 +34,13 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Whether the real kubelet or kube-proxy plays a part.
+    pub fn needs_peers(&self) -> bool {
+        let is_peer =
+            |step: &Step| matches!(&step.action, Action::Start(Start::Service(service)) if service.is_peer());
+        self.steps.iter().any(is_peer)
+    }
+
     /// The time it lets pass whatever happens.
     pub fn waits(&self) -> Duration {
         let waits = self.steps.iter().map(|step| match &step.action {
@@ -84,7 +91,7 @@ pub enum Action {
     /// Kills a container's process, as a crash does.
     Kill(Target),
     Stop(Stop),
-    Start(Service),
+    Start(Start),
     /// Notes the ids of all containers under a name.
     Remember(String),
     /// The containers noted under the name still run.
@@ -234,6 +241,29 @@ pub struct Stop {
 
 fn term() -> String {
     "TERM".to_owned()
+}
+
+/// `containerd`, or `{service: agent, flags: --config FILE}`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "a service, or {service: agent, flags: ...}")]
+pub enum Start {
+    Service(Service),
+    With(StartWith),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartWith {
+    pub service: AgentOnly,
+    /// All of the daemon's flags, instead of the node's own.
+    pub flags: String,
+}
+
+/// The only service whose flags a scenario gives.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentOnly {
+    Agent,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -405,6 +435,7 @@ steps:
     within: 5s
   - stop: {service: agent, signal: KILL}
   - start: agent
+  - start: {service: agent, flags: --standalone}
   - run: {script: 'true', lacks: [never]}
     say: nothing is said
     show: true
@@ -412,13 +443,21 @@ steps:
 ";
         let scenario = parse(text).unwrap();
         assert_eq!(scenario.nodes, [Kind::Native, Kind::Vm]);
-        assert_eq!((scenario.steps.len(), scenario.waits()), (6, Duration::from_millis(500)));
+        assert_eq!((scenario.steps.len(), scenario.waits()), (7, Duration::from_millis(500)));
         assert_eq!(scenario.steps[1].deadline, Duration::from_secs(5));
         assert_eq!(scenario.steps[0].say, "apply web.yaml");
-        assert!(scenario.steps[4].show);
+        assert!(scenario.steps[5].show && !scenario.needs_peers());
         assert!(
-            matches!(&scenario.steps[5].action, Action::Wait(Span(d)) if *d == Duration::from_millis(500))
+            matches!(&scenario.steps[6].action, Action::Wait(Span(d)) if *d == Duration::from_millis(500))
         );
+    }
+
+    #[test]
+    fn a_scenario_tells_whether_it_needs_the_kubelet() {
+        let read = |steps: &str| parse(&format!("name: x\nnodes: [cluster]\nsteps:\n{steps}")).unwrap();
+        assert!(read("  - wait: 1s\n  - start: kubelet").needs_peers());
+        assert!(read("  - start: kubeproxy").needs_peers());
+        assert!(!read("  - start: agent\n  - start: etcd").needs_peers());
     }
 
     #[test]
@@ -428,6 +467,7 @@ steps:
             ("  - pod: {name: web, redy: 1/1}", "redy"),
             ("  - run: {script: x, contain: [a]}", "no `contain`"),
             ("  - wait: 5 parsecs", "parsecs"),
+            ("  - start: {service: kubelet, flags: --v=2}", "a service, or"),
             ("  - wait: 1s\n    wihtin: 1s", "one action"),
         ] {
             let error = error_of(steps);

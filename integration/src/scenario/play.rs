@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::form::{Action, Churn, Executed, Logged, Request, Scenario, Step, Text, Unchanged};
+use super::form::{Action, Churn, Executed, Logged, Request, Scenario, Start, Step, Text, Unchanged};
 use super::state;
 use crate::cluster;
 use crate::fake::{self, Order};
@@ -78,7 +78,10 @@ impl<'a> Player<'a> {
             }
             Action::Remove(file) => sh(self.node, &format!("rm '{MANIFESTS}/{file}'")),
             Action::Stop(stop) => self.node.stop(stop.service, &stop.signal).map(|()| String::new()),
-            Action::Start(service) => self.node.start(*service).map(|()| String::new()),
+            Action::Start(Start::Service(service)) => self.node.start(*service).map(|()| String::new()),
+            Action::Start(Start::With(with)) => {
+                self.node.start_agent_with(&with.flags).map(|()| String::new())
+            }
             Action::Kill(target) => self.kill(&target.pod, &target.container),
             Action::Remember(name) => {
                 let tasks = state::tasks(self.node)?;

@@ -144,7 +144,14 @@ pub fn run_cluster(only: Option<&str>) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut cluster: Option<Cluster> = None;
     let telling = Telling::of(only);
+    let peers_obstacle = cluster::assets::peers_obstacle();
     for named in scenarios {
+        let name = format!("{} {}", Kind::Cluster, named.file);
+        if let Some(reason) = peers_obstacle.as_ref().filter(|_| named.scenario.needs_peers()) {
+            println!("{name}: skipped: {reason}");
+            tally.excused.push((name, reason.clone()));
+            continue;
+        }
         let tries = telling.tries(|| {
             let played = on_cluster(&mut cluster, &named, telling, &binary);
             if played.result.is_err() {
@@ -153,7 +160,7 @@ pub fn run_cluster(only: Option<&str>) -> Result<Tally> {
             }
             played
         });
-        tries.into_tally(&format!("{} {}", Kind::Cluster, named.file), &mut tally);
+        tries.into_tally(&name, &mut tally);
         // The next one starts on a clean cluster: the same where it can be cleaned, else a new one.
         if let Some(used) = &mut cluster
             && let Err(error) = used.clear()
