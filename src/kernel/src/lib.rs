@@ -13,6 +13,7 @@ pub mod disk;
 pub mod fake;
 pub mod iptables;
 pub mod ipvs;
+pub mod memory;
 pub mod modules;
 pub mod mount;
 pub mod netlink;

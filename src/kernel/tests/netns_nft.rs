@@ -406,6 +406,13 @@ fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
         let start = std::time::Instant::now();
         let read = nft.dump(&key(), &[]).await.unwrap();
         println!("read back in {:?}", start.elapsed());
+        for (name, set) in &wanted.sets {
+            let keys: Vec<ElementKey> = set.elements.keys().cloned().collect();
+            let start = std::time::Instant::now();
+            let found = nft.elements(&key(), name, &keys).await.unwrap();
+            println!("{} elements of {name} by key in {:?}", keys.len(), start.elapsed());
+            assert!(found.iter().map(Option::as_ref).eq(set.elements.values().map(Some)), "{name}");
+        }
         assert_eq!(read.table, Some(wanted));
     });
 }
@@ -499,6 +506,11 @@ fn single_elements_are_asked_for_as_the_fake_has_them() {
         fake.apply(&start, None).await.unwrap();
         let some = |set: &str| table.sets[set].elements.keys().cloned().collect::<Vec<_>>();
         let mut endpoints = some("endpoints");
+        // Missing in the middle of a request, at its beginning and at its end.
+        for place in [63, 64, 700] {
+            let missing = Value::Index(place as u32 + 10);
+            endpoints.insert(place, ElementKey::of(&[service(9, 9), vec![missing]].concat()));
+        }
         endpoints.insert(7, ElementKey::of(&[service(9, 9), vec![Value::Index(1)]].concat()));
         let within = ElementKey::of(&at(5));
         let cases = [

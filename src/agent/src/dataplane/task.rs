@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use longshore_core::ids::ObjectKey;
 use longshore_core::service::view::DataplaneView;
+use longshore_kernel::memory;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -92,6 +93,10 @@ impl Task {
         let round = self.engine.sync(self.clock.now()).await;
         self.pace.ended(round.map(|round| (round.took, round.full)), self.engine.min_sync_period());
         self.tell(round);
+        if round.is_some_and(|round| round.full) {
+            // What a look at everything takes is more than what is kept of it. Nobody waits for this.
+            tokio::task::spawn_blocking(memory::give_back);
+        }
         if first && self.engine.wants_to_retire() {
             self.engine.retire().await;
             self.view.send_replace(Arc::new(self.engine.view()));

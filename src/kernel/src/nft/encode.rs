@@ -191,18 +191,20 @@ impl Encoder<'_> {
     }
 }
 
-/// Ask for one element of a set.
-pub(super) fn ask_element(
+/// Ask for elements of a set; each that is there is answered by a message of its own.
+pub(super) fn ask_elements(
     builder: &mut Builder,
     (table, set): (&TableKey, &str),
-    key: &ElementKey,
+    keys: &[ElementKey],
     seq: u32,
 ) {
     let header = wire::header(wire::family_number(table.family));
     builder.begin(kind(msg::GETSETELEM), NLM_F_ACK, seq, &header);
     builder.str(attr::LIST_TABLE, &table.name);
     builder.str(attr::LIST_SET, set);
-    builder.nest(attr::LIST_ELEMENTS, |builder| encode_element(builder, key, false, |_| {}));
+    builder.nest(attr::LIST_ELEMENTS, |builder| {
+        keys.iter().for_each(|key| encode_element(builder, key, false, |_| {}));
+    });
     builder.end();
 }
 

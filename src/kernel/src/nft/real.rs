@@ -15,7 +15,7 @@ use super::encode::{self, Transaction};
 use super::watch::{Touched, Watch};
 use super::wire::{self, attr, kind, msg};
 use super::{CounterValue, Nft, NftDump, NftError};
-use crate::netlink::socket::{RequestError, parse_ack};
+use crate::netlink::socket::parse_ack;
 use crate::netlink::wire::{Builder, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, RawMessage};
 use crate::netlink::{NetlinkError, NetlinkSocket, Refusal, SharedSocket};
 
@@ -381,33 +381,43 @@ fn elements(
     Ok(elements.into_iter().map(own_timeout).collect())
 }
 
-/// Each asked for by a request of its own: of several in one the kernel stops at the first that is not there.
+/// As many elements are asked for in one request: their answers together fill a quarter of the receive
+/// buffer, which holds 208 KiB by default.
+const ASKED_TOGETHER: usize = 64;
+
+/// Of the elements in one request the kernel stops at the first that is not there (`nf_tables_getsetelem`);
+/// what comes behind it is asked for anew.
 fn single_elements(
     socket: &mut NetlinkSocket,
     table: &TableKey,
     set: &str,
     keys: &[ElementKey],
 ) -> Result<Vec<Option<ElementValue>>, NetlinkError> {
-    let mut found = vec![None; keys.len()];
-    let outcomes = socket.ask_each(
-        keys.len(),
-        |builder, index, seq| encode::ask_element(builder, (table, set), &keys[index], seq),
-        |index, message| {
-            let answer = decode::parse_elements(message.payload)?.into_iter().next();
-            // A range is found by any value in it.
-            found[index] = answer.map(|raw| raw.element).filter(|element| element.key == keys[index]);
-            Ok(())
-        },
-    );
-    for outcome in outcomes {
+    let mut found = Vec::with_capacity(keys.len());
+    while found.len() < keys.len() {
+        let end = keys.len().min(found.len() + ASKED_TOGETHER);
+        let asked = &keys[found.len()..end];
+        let outcome = socket.request(
+            |builder, seq| encode::ask_elements(builder, (table, set), asked, seq),
+            |message| {
+                let answer = decode::parse_elements(message.payload)?.into_iter().next();
+                // A range is found by any value in it.
+                let key = keys.get(found.len());
+                let same = |element: &Element| key == Some(&element.key);
+                found.push(answer.map(|raw| raw.element).filter(same).map(|element| element.value));
+                Ok(())
+            },
+        );
         match outcome {
+            Ok(()) if found.len() < end => {
+                return Err(NetlinkError::Malformed("fewer elements than were asked for"));
+            }
             Ok(()) => {}
-            Err(RequestError::Refused(refusal)) if refusal.errno == Errno::ENOENT => {}
-            Err(RequestError::Refused(refusal)) => return Err(NetlinkError::Refused(refusal)),
-            Err(RequestError::Conversation(error)) => return Err(error),
+            Err(NetlinkError::Refused(refusal)) if refusal.errno == Errno::ENOENT => found.push(None),
+            Err(error) => return Err(error),
         }
     }
-    Ok(found.into_iter().map(|element: Option<Element>| element.map(|element| element.value)).collect())
+    Ok(found)
 }
 
 fn list<T>(
