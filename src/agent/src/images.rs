@@ -82,7 +82,7 @@ impl ImagePuller {
     }
 
     /// Makes the image present under the policy, with the pod's credentials tried in turn and the node's after
-    /// them. Answers with how long others' pulls were waited for.
+    /// them. `pulls` is called where that takes a pull. Answers with how long others' pulls were waited for.
     ///
     /// # Errors
     /// With the reason the API has for it: `ErrImageNeverPull`, `ErrImagePull`, `InvalidImageName`, ...
@@ -91,6 +91,7 @@ impl ImagePuller {
         image: &str,
         policy: PullPolicy,
         credentials: &[Credential],
+        pulls: impl FnOnce() + Send,
     ) -> (PullResult, Duration) {
         if policy != PullPolicy::Always {
             match self.look_up(image).await {
@@ -100,6 +101,7 @@ impl ImagePuller {
                 Err(error) => return (Err(error), Duration::ZERO),
             }
         }
+        pulls();
         let begin = Instant::now();
         let waited = Arc::new(Mutex::new(Duration::ZERO));
         let key = (image.to_owned(), credentials.to_vec());
@@ -290,7 +292,9 @@ mod tests {
             ("r.io/away:1", &of_pod[..], true, 2),
         ] {
             let before = fake.calls(Operation::PullImage);
-            let (result, _) = puller.ensure(image, PullPolicy::Always, credentials).await;
+            let mut told = 0;
+            let (result, _) = puller.ensure(image, PullPolicy::Always, credentials, || told += 1).await;
+            assert_eq!(told, 1, "{image}");
             assert_eq!(result.is_ok(), opens, "{image}: {result:?}");
             assert_eq!(fake.calls(Operation::PullImage) - before, pulls, "{image}");
         }
@@ -304,9 +308,9 @@ mod tests {
         let puller = ImagePuller::new(fake.runtime().images, None);
         let with = [credential("b", "2")];
         let ((opened, _), (same, _), (refused, _)) = tokio::join!(
-            puller.ensure("r.io/private:1", PullPolicy::Always, &with),
-            puller.ensure("r.io/private:1", PullPolicy::Always, &with),
-            puller.ensure("r.io/private:1", PullPolicy::Always, &[]),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &with, || ()),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &with, || ()),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &[], || ()),
         );
         assert!(opened.is_ok() && same.is_ok(), "{opened:?} {same:?}");
         assert_eq!(refused.unwrap_err().reason, "ErrImagePull");

@@ -42,7 +42,8 @@ use crate::pods::follow::{Follower, Listening, RuntimeHealth};
 use crate::pods::messages::ExitMessages;
 use crate::pods::oom::OomKills;
 use crate::pods::{
-    Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Records, Stalls,
+    Clock, Deps, Gate, KernelStalls, NoRecorder, Planner, PodRecord, Pods, PodsView, Recorder, Records,
+    Stalls,
 };
 use crate::probes::Prober;
 use crate::probes::attempt::{Attempt, RealAttempt};
@@ -300,6 +301,9 @@ impl NodeHalf {
         let at_first = usize::try_from(world.facts.cpus).unwrap_or_default().max(AT_ONCE_AT_LEAST);
         let stalls: Arc<dyn Stalls> = Arc::new(KernelStalls::default());
         let volumes = Volumes::new(settings.pods.root_dir.clone(), world.mounts);
+        let upstream = upstream(settings, world.control_plane, clock, &node);
+        let recorder =
+            upstream.as_ref().map_or_else(|| Arc::new(NoRecorder) as Arc<dyn Recorder>, Upstream::recorder);
         let executor = Executor {
             clock,
             sandboxes: runtime.sandboxes.clone(),
@@ -316,17 +320,17 @@ impl NodeHalf {
             stops: Gate::new(AT_ONCE_AT_LEAST, at_first, AT_ONCE_AT_MOST, stalls),
             runtime_up: up.subscribe(),
             messages: messages.clone(),
+            recorder: recorder.clone(),
         };
         let prober = Prober::new(settings.probes, world.attempt, clock);
         let counted = PodMetrics::default();
-        let upstream = upstream(settings, world.control_plane, clock, &node);
         let pods = Pods::new(Deps {
             clock,
             planner: Planner { plan: plan::plan, status: status::pod_status },
             executor: Arc::new(executor),
             objects: Arc::new(objects.clone()),
             probes: Arc::new(prober.clone()),
-            recorder: upstream.as_ref().map_or_else(|| Arc::new(NoRecorder) as _, Upstream::recorder),
+            recorder,
             node: node.subscribe(),
             view: PodsView::default(),
             records: records.clone(),

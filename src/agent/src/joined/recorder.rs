@@ -6,7 +6,7 @@ use std::time::Duration;
 use longshore_cluster::events::Events;
 use longshore_core::event::{About, Event};
 use longshore_core::pod::desired::{DesiredPod, PodSource};
-use longshore_core::pod::events::{PodEvent, Severity, began, ended, field_path, of_views};
+use longshore_core::pod::events::{PodEvent, Severity, began, ended, field_path, of_views, pulls};
 use longshore_core::pod::step::{Step, StepOutcome};
 use longshore_core::wire::PodView;
 
@@ -79,6 +79,10 @@ impl EventRecorder {
 impl Recorder for EventRecorder {
     fn began(&self, pod: &DesiredPod, step: &Step) {
         self.step(pod, began(step));
+    }
+
+    fn pulls(&self, pod: &DesiredPod, step: &Step) {
+        self.step(pod, pulls(step));
     }
 
     fn ended(&self, pod: &DesiredPod, step: &Step, outcome: &StepOutcome, took: Duration) {

@@ -23,6 +23,7 @@ use longshore_core::pod::step::{
 use longshore_cri::{Containers, CriError, ErrorKind, Observer, Sandboxes};
 use tokio::time::Instant;
 
+use super::Recorder;
 use super::clock::Clock;
 use super::gate::{Gate, Slot};
 use super::messages::ExitMessages;
@@ -89,6 +90,7 @@ pub struct Executor {
     pub stops: Gate,
     pub runtime_up: RuntimeUp,
     pub messages: ExitMessages,
+    pub recorder: Arc<dyn Recorder>,
 }
 
 impl std::fmt::Debug for Executor {
@@ -114,8 +116,9 @@ impl Execute for Executor {
         let mut waited = begin.elapsed();
         let result = match &job.step {
             Step::PullImage { image, policy, secrets, .. } => {
-                let ensured = self.images.ensure(image, *policy, &secrets.credentials).await;
-                let (result, pull_waited) = ensured;
+                let pulls = || self.recorder.pulls(&job.desired, &job.step);
+                let (result, pull_waited) =
+                    self.images.ensure(image, *policy, &secrets.credentials, pulls).await;
                 waited += pull_waited;
                 result.map(StepResult::Image).map_err(|error| secrets.explain(error))
             }

@@ -69,6 +69,8 @@ pub trait Probing: Send + Sync + std::fmt::Debug {
 /// Hears what steps begin and how they end, for those who are told of it outside this node.
 pub trait Recorder: Send + Sync + std::fmt::Debug {
     fn began(&self, pod: &DesiredPod, step: &Step);
+    /// The step has begun and its image is to be pulled.
+    fn pulls(&self, pod: &DesiredPod, step: &Step);
     fn ended(&self, pod: &DesiredPod, step: &Step, outcome: &StepOutcome, took: Duration);
 }
 
@@ -78,6 +80,7 @@ pub struct NoRecorder;
 
 impl Recorder for NoRecorder {
     fn began(&self, _pod: &DesiredPod, _step: &Step) {}
+    fn pulls(&self, _pod: &DesiredPod, _step: &Step) {}
     fn ended(&self, _pod: &DesiredPod, _step: &Step, _outcome: &StepOutcome, _took: Duration) {}
 }
 

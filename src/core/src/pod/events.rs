@@ -69,6 +69,12 @@ pub fn began(step: &Step) -> Option<PodEvent> {
     }
 }
 
+/// Of an image that is not on the node, or asked for anew: its pull begins.
+pub fn pulls(step: &Step) -> Option<PodEvent> {
+    let Step::PullImage { container, image, .. } = step else { return None };
+    Some(PodEvent::new(Severity::Normal, "Pulling", format!("Pulling image {image:?}"), Some(container)))
+}
+
 /// Of a step that ended.
 pub fn ended(step: &Step, outcome: &StepOutcome, took: Duration) -> Option<PodEvent> {
     match outcome {
@@ -189,6 +195,9 @@ mod tests {
         let error =
             StepOutcome::Failed(StepError { reason: "E".into(), message: "no".into(), retryable: true });
         let done = StepOutcome::Done(StepResult::Done);
+        let reason = |event: Option<PodEvent>| event.map(|event| event.reason);
+        assert_eq!(reason(pulls(&pull)).as_deref(), Some("Pulling"));
+        assert_eq!(reason(pulls(&start)), None);
         for (step, outcome, expected) in [
             (&pull, &done, Some((Severity::Normal, "Pulled"))),
             (&pull, &error, Some((Severity::Warning, "Failed"))),
