@@ -119,8 +119,12 @@ fn measure(
     (services, endpoints): (usize, usize),
 ) {
     let mut daemon = daemon.spawn().expect("the daemon starts");
-    let there = wait_for_elements(services * (endpoints + 2));
-    assert!(there, "{}", fs::read_to_string(folder.join("errors")).expect("the file can be read"));
+    if !wait_for_elements(services * (endpoints + 2)) {
+        daemon.kill().expect("the daemon can be ended");
+        daemon.wait().expect("the daemon can be waited for");
+        let errors = fs::read_to_string(folder.join("errors")).expect("the file can be read");
+        panic!("the table was not full after {FILLED_WITHIN:?}: {errors}");
+    }
     std::thread::sleep(SETTLING);
     let large = services == 10_000;
     for (name, field, goal, peer) in [

@@ -1,5 +1,5 @@
 //! Objects of one claim in little room: elements are kept as the bytes of their keys and values, where
-//! `Objects` has 144 bytes for each. What was put in comes out again equal; nothing is decided here.
+//! `Objects` has more than 120 for each. What was put in comes out again equal; nothing is decided here.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
