@@ -99,6 +99,7 @@ fn round(cluster: &mut Cluster, side: Side, pods: usize, seen: &mut Seen) -> Res
     kubectl(cluster, &format!("wait --for=condition=Ready node/{NODE} --timeout=50s"))?;
     let processes: Vec<Process> =
         side.programs().iter().map(|program| process(cluster, *program)).collect::<Result<_>>()?;
+    settle();
     let mut spent = Spent::of(processes[0])?;
     settle();
     spent.begin()?;

@@ -131,7 +131,6 @@ impl Cluster {
                 self.stop(peer, "TERM")?;
             }
         }
-        sh(self, peers::FORGET)?;
         let wanted = [
             Service::Containerd,
             Service::Etcd,
@@ -168,6 +167,7 @@ impl Cluster {
             Ok(())
         })?;
         self.node.stop(Service::Agent, "TERM")?;
+        sh(self, peers::FORGET)?;
         kubectl(self, &format!("delete node {NODE} --ignore-not-found")).map(drop)
     }
 

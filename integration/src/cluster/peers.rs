@@ -16,7 +16,7 @@ const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const KUBELET_CONFIG: &str = "/var/lib/kubelet/config.yaml";
 const PROXY_FOLDER: &str = "/var/lib/kube-proxy";
 
-/// What the next scenario does not find: files and caches of the programs, and rules of kube-proxy.
+/// What the next scenario does not find: files and caches of the programs. The daemon takes their rules out.
 pub(super) const FORGET: &str = "rm -rf /etc/kubernetes/kubelet.conf /var/lib/kube-proxy /var/lib/kubelet/config.yaml \
      /var/lib/kubelet/cpu_manager_state /var/lib/kubelet/memory_manager_state";
 

@@ -562,6 +562,9 @@ impl NodeHalf {
         tracing::info!(running = running.len(), records = records.len(), "adopting");
         let wanted =
             records.values().filter(|record| record.deletion.is_none()).map(PodRecord::desired).collect();
+        if let Some(joined) = &self.joined {
+            joined.found(&self.state, &running);
+        }
         self.pods.found(running, records);
         Ok(wanted)
     }

@@ -10,6 +10,7 @@ mod recorder;
 mod references;
 mod runtime_classes;
 mod services;
+mod static_pods;
 mod statuses;
 mod tokens;
 
@@ -20,10 +21,9 @@ use std::time::Duration;
 use longshore_cluster::events::{EventWriter, events};
 use longshore_cluster::pod_status::PodStatuses;
 use longshore_cluster::{ApiClient, Kubeconfig, KubeconfigError, Selector, TlsTransport, Watch, path};
-use longshore_core::ids::PodKey;
 use longshore_core::pod::desired::{DesiredPod, PodSource};
 use longshore_core::pod::events::Severity;
-use longshore_core::pod::mirror;
+use longshore_core::pod::observed::ObservedPod;
 use longshore_cri::Runtime;
 use tokio::sync::watch;
 
@@ -41,6 +41,7 @@ use pods::ApiPods;
 use recorder::EventRecorder;
 use references::References;
 pub use services::{ClusterServices, Containers};
+use static_pods::StaticPods;
 use tokens::Tokens;
 
 /// Without a word of the API server for so long at start, the pods of the last run are started as they
@@ -132,6 +133,7 @@ pub struct Joined {
     /// Until it is started.
     events: Mutex<Option<EventWriter>>,
     node: NodeParts,
+    static_pods: StaticPods,
 }
 
 impl std::fmt::Debug for Joined {
@@ -159,17 +161,31 @@ impl Joined {
         };
         let node = NodeParts::new(settings, join, &handles);
         let events = Mutex::new(Some(events));
-        Self { clients, pods: Arc::new(pods), statuses, mirrors, recorder, events, node, handles }
+        let static_pods = StaticPods::default();
+        Self {
+            clients,
+            pods: Arc::new(pods),
+            statuses,
+            mirrors,
+            recorder,
+            events,
+            node,
+            handles,
+            static_pods,
+        }
     }
 
     /// A pod of the folder as this node runs it: a static pod, shown in the API by its mirror.
-    pub fn static_pod(&self, mut desired: DesiredPod) -> DesiredPod {
-        let node = self.handles.node.now().name.clone();
-        let pod = mirror::static_pod(&desired.pod, &node, &desired.uid, desired.seen_at);
-        desired.key = PodKey::new(desired.key.namespace, pod.metadata.name.clone().unwrap_or_default());
-        desired.pod = Arc::new(pod);
+    pub fn static_pod(&self, desired: DesiredPod) -> DesiredPod {
+        let desired = self.static_pods.on_node(desired, &self.handles.node.now().name);
         self.mirrors.want(&desired);
         desired
+    }
+
+    /// What runs at the start: static pods among it may be those of another program, and go on. To be called before
+    /// the first [`Self::static_pod`]; `state` is the daemon's own folder.
+    pub fn found<'a>(&self, state: &Path, running: impl IntoIterator<Item = &'a ObservedPod>) {
+        self.static_pods.found(state.join("static-pods.json"), running);
     }
 
     /// Starts all parts; answers once the API server has told its pods, or [`OFFLINE_AFTER`] without a

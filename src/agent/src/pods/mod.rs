@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_core::ids::{ContainerId, PodKey, PodUid};
-use longshore_core::pod::adopted;
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::known::KnownPod;
 use longshore_core::pod::leftover::Leftover;
@@ -33,6 +32,7 @@ use longshore_core::pod::snapshot::{
     NodeContext, Plan, PodSnapshot, ProbeKind, ProbeTarget, ReferencedObjects,
 };
 use longshore_core::pod::step::{Step, StepOutcome};
+use longshore_core::pod::{adopted, taken_over};
 use longshore_core::resources::admission::{self, NodeRoom};
 use longshore_core::resources::placement;
 use longshore_core::resources::preemption::{self, Other, Verdict};
@@ -386,7 +386,10 @@ impl Pods {
         state.born += 1;
         let (mut local, prior) = match record {
             Some(record) => (record.local(), record.status),
-            None => (LocalState::default(), told.map(Arc::new)),
+            None => {
+                let local = taken_over::local(&desired, known.pod(), told.as_ref(), deps.clock.now());
+                (local, told.map(Arc::new))
+            }
         };
         local.journalled_cgroup = deps.journal.noted(&uid).and_then(|noted| noted.cgroup);
         tracing::info!(pod = %desired.key, %uid, adopted, source = ?desired.source, "pod taken on");
