@@ -73,3 +73,11 @@ pub struct AgentArgs {
     #[command(flatten, next_help_heading = "Fields of the configuration files")]
     pub fields: GivenFlags,
 }
+
+impl AgentArgs {
+    /// Whether a node or a proxy is to run, which needs somebody to say what; the other tasks look at this machine
+    /// alone and end.
+    pub fn serves(&self) -> bool {
+        !self.cleanup && !self.init_only && self.write_config_to.is_none()
+    }
+}

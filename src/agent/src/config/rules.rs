@@ -268,13 +268,13 @@ fn sources(
     let manifests = args.manifests.clone().or(static_path);
     if args.kubeconfig.is_some() && args.standalone {
         rules.flag("standalone", "contradicts --kubeconfig, which joins a control plane; leave out one");
-    } else if !joins && !args.standalone {
+    } else if args.serves() && !joins && !args.standalone {
         rules.flag(
             "kubeconfig",
             "is missing; give --kubeconfig FILE to join a control plane, or --standalone --manifests DIR",
         );
     }
-    if args.standalone && manifests.is_none() {
+    if args.serves() && args.standalone && manifests.is_none() {
         rules.flag(
             "manifests",
             "is missing; without a control plane the objects come from a folder: give --manifests DIR",

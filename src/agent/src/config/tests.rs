@@ -433,6 +433,9 @@ fn the_command_line_says_what_is_missing() {
         let error = load_with(&[], line).expect_err(line);
         assert!(error.contains(expected), "{line:?} gave {error:?}, not {expected:?}");
     }
+    for line in ["--cleanup", "--cleanup --dry-run", "--init-only", "--roles proxy --write-config-to /f"] {
+        load_with(&[], line).unwrap_or_else(|error| panic!("{line} needs no source of objects: {error}"));
+    }
     let settings = load_with(&[], &format!("{ALONE} --roles node")).expect("pods without Services");
     assert_eq!(settings.roles, Roles { node: true, proxy: false });
     let settings = load_with(&[], &format!("{ALONE} --roles proxy")).expect("Services without pods");
