@@ -15,6 +15,7 @@ pub mod images;
 pub mod join;
 pub mod joined;
 pub mod journal;
+pub mod kept;
 pub mod leftovers;
 pub mod lock;
 pub mod logging;

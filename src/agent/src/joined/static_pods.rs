@@ -11,7 +11,8 @@ use longshore_core::pod::mirror;
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::static_life::StaticLives;
 
-use crate::volumes::{Dir, VolumeError};
+use crate::kept;
+use crate::text::error_chain;
 
 /// The uids of static pods, and where they are kept.
 #[derive(Debug, Default)]
@@ -54,9 +55,12 @@ impl StaticPods {
         if is_new {
             tracing::info!(pod = %desired.key, %uid, "a static pod goes on that another program started");
             if let Some(file) = &state.file
-                && let Err(error) = save(file, state.lives.lives())
+                && let Err(error) = kept::save(file, state.lives.lives())
             {
-                tracing::error!(%error, "the uids of static pods are not kept: the next start replaces these pods");
+                tracing::error!(
+                    error = error_chain(&error),
+                    "the uids of static pods are not kept: the next start replaces these pods"
+                );
             }
         }
         uid
@@ -64,21 +68,7 @@ impl StaticPods {
 }
 
 fn load(file: &Path) -> BTreeMap<PodUid, PodUid> {
-    let Ok(text) = std::fs::read(file) else { return BTreeMap::new() };
-    serde_json::from_slice(&text).unwrap_or_else(|error| {
-        tracing::warn!(%error, path = %file.display(), "the uids of static pods are not readable and are skipped");
-        BTreeMap::new()
-    })
-}
-
-/// Replaces the file whole.
-fn save(path: &Path, lives: &BTreeMap<PodUid, PodUid>) -> Result<(), VolumeError> {
-    let failed = |source| VolumeError::Io { action: "encode", path: path.to_path_buf(), source };
-    let text = serde_json::to_vec(lives).map_err(|error| failed(error.into()))?;
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(VolumeError::BadPath { path: path.to_path_buf() });
-    };
-    Dir::open(folder)?.replace(name, &text, 0o600)
+    kept::load(file, "the list of static pods' uids")
 }
 
 #[cfg(test)]
@@ -91,7 +81,7 @@ mod tests {
         let file = folder.path().join("static-pods.json");
         assert!(load(&file).is_empty());
         let lives = BTreeMap::from([(PodUid::from("a"), PodUid::from("b"))]);
-        save(&file, &lives).unwrap();
+        kept::save(&file, &lives).unwrap();
         assert_eq!(load(&file), lives);
         std::fs::write(&file, "{").unwrap();
         assert!(load(&file).is_empty());

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::folder::{Change, FileContent, Folder, MAX_FILE_BYTES, MAX_FILES, Scan};
 use super::memory;
+use crate::kept;
 use crate::text::error_chain;
 
 /// Quiet time after the last event before the folder is looked at while a file is gone or half there: an editor's
@@ -210,7 +211,7 @@ impl Watcher {
     /// A small file on the daemon's own disk; what cannot be kept costs nothing until a restart.
     fn keep(&self) {
         let Some(path) = &self.options.memory else { return };
-        if let Err(error) = memory::save(path, &self.folder.remembered()) {
+        if let Err(error) = kept::save(path, &self.folder.remembered()) {
             tracing::warn!(error = error_chain(&error), "what the manifests say is not kept for a restart");
         }
     }

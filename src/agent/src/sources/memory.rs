@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::object::{Kind, Object, ObjectId};
-use crate::volumes::{Dir, VolumeError};
+use crate::kept;
 
 /// One object and where it was written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,19 +51,5 @@ impl Remembered {
 
 /// Reads what was kept; nothing where there is no such file or it cannot be understood.
 pub(super) fn load(path: &Path) -> Vec<Remembered> {
-    let Ok(text) = std::fs::read(path) else { return Vec::new() };
-    serde_json::from_slice(&text).unwrap_or_else(|error| {
-        tracing::warn!(%error, path = %path.display(), "what was kept of the manifests is not readable and is skipped");
-        Vec::new()
-    })
-}
-
-/// Replaces the file whole, mode 0600.
-pub(super) fn save(path: &Path, objects: &[Remembered]) -> Result<(), VolumeError> {
-    let failed = |source| VolumeError::Io { action: "encode", path: path.to_path_buf(), source };
-    let text = serde_json::to_vec(objects).map_err(|error| failed(error.into()))?;
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(VolumeError::BadPath { path: path.to_path_buf() });
-    };
-    Dir::open(folder)?.replace(name, &text, 0o600)
+    kept::load(path, "what was kept of the manifests")
 }

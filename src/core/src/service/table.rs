@@ -61,6 +61,7 @@ impl ServiceTable {
         let found = frontends::frontends(service);
         let ports = found.ports.into_iter().map(|spec| self.decide(spec)).collect();
         let entry = ServiceEntry { kind: service.spec.kind, ports, skipped: found.skipped };
+        // Where it can, the key is the one the ports hold: one text for all of them.
         let key = entry.ports.first().map_or_else(|| service.key(), |port| port.spec.id.name.service.clone());
         let after = entry.ports.clone();
         let before = self.services.insert(key, entry).map(|old| old.ports).unwrap_or_default();
