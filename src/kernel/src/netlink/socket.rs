@@ -96,18 +96,7 @@ impl NetlinkSocket {
     pub fn request_each(
         &mut self,
         count: usize,
-        encode: impl FnMut(&mut Builder, usize, u32),
-    ) -> Vec<Result<(), RequestError>> {
-        self.ask_each(count, encode, |_, _| Ok(()))
-    }
-
-    /// The same for requests that are answered by more than an acknowledgement: each message that answers
-    /// request `index` is handed to `each` with that index.
-    pub fn ask_each(
-        &mut self,
-        count: usize,
         mut encode: impl FnMut(&mut Builder, usize, u32),
-        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Vec<Result<(), RequestError>> {
         let mut outcomes: Vec<Option<Result<(), RequestError>>> = vec![None; count];
         let mut builder = Builder::new();
@@ -122,8 +111,7 @@ impl NetlinkSocket {
                 done += 1;
             }
             let window = &mut outcomes[first..done];
-            let each = |index, message: RawMessage<'_>| each(first + index, message);
-            if let Err(err) = self.exchange(builder.as_bytes(), first_seq, window, each) {
+            if let Err(err) = self.exchange(builder.as_bytes(), first_seq, window) {
                 self.abandon(&mut outcomes, &err);
                 break;
             }
@@ -142,7 +130,6 @@ impl NetlinkSocket {
         request: &[u8],
         first_seq: u32,
         outcomes: &mut [Option<Result<(), RequestError>>],
-        mut each: impl FnMut(usize, RawMessage<'_>) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
         self.send(request)?;
         let mut missing = outcomes.len();
@@ -153,7 +140,7 @@ impl NetlinkSocket {
                     return Ok(()); // A late answer to an earlier, abandoned request.
                 }
                 if message.kind != NLMSG_ERROR {
-                    return each(index, message);
+                    return Ok(());
                 }
                 outcomes[index] = Some(parse_ack(&message)?.map_err(RequestError::Refused));
                 missing -= 1;
