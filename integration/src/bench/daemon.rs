@@ -18,8 +18,7 @@ use crate::process::wait_until;
 /// The daemon, by its process and its admin socket.
 #[derive(Debug, Clone)]
 pub struct Watched {
-    /// As this machine counts.
-    pub pid: u32,
+    pub process: Process,
     /// As this machine reaches it.
     pub socket: PathBuf,
 }
@@ -64,22 +63,6 @@ impl Process {
 }
 
 impl Watched {
-    /// As [`Process::cpu`].
-    ///
-    /// # Errors
-    /// Where the process is gone.
-    pub fn cpu(&self) -> Result<f64> {
-        Process(self.pid).cpu()
-    }
-
-    /// As [`Process::memory`].
-    ///
-    /// # Errors
-    /// Where the process is gone.
-    pub fn memory(&self) -> Result<Memory> {
-        Process(self.pid).memory()
-    }
-
     /// One view of the admin API.
     ///
     /// # Errors

@@ -86,14 +86,9 @@ impl Figure {
         }
     }
 
-    pub fn goal(mut self, goal: Goal) -> Self {
-        self.goal = Some(goal);
-        self
-    }
-
     /// The goal, where there is one.
-    pub fn goals(self, goal: Option<Goal>) -> Self {
-        Self { goal, ..self }
+    pub fn goal(self, goal: impl Into<Option<Goal>>) -> Self {
+        Self { goal: goal.into(), ..self }
     }
 
     /// The median and the largest value.

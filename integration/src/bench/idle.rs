@@ -44,7 +44,7 @@ fn percent(binary: &Path, pods: usize, more: &str) -> Result<f64> {
     let node = BenchNode::start(&format!("idle-{pods}"), binary)?;
     node.start_pods(pods, more)?;
     settle();
-    let (begin, before) = (Instant::now(), node.daemon.cpu()?);
+    let (begin, before) = (Instant::now(), node.daemon.process.cpu()?);
     thread::sleep(SPAN);
-    Ok((node.daemon.cpu()? - before) / begin.elapsed().as_secs_f64() * 100.0)
+    Ok((node.daemon.process.cpu()? - before) / begin.elapsed().as_secs_f64() * 100.0)
 }

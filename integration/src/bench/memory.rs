@@ -19,7 +19,7 @@ pub fn run(report: &mut Report) -> Result<()> {
             node.start_pods(pods, "")?;
         }
         settle();
-        let memory = node.daemon.memory()?;
+        let memory = node.daemon.process.memory()?;
         let note = format!("{:.1} MiB anonymous; peak {:.1} MiB", memory.anonymous, memory.peak);
         report.tell(
             &Figure::one("resident memory", pods, "MiB", memory.resident)

@@ -76,9 +76,9 @@ impl BenchNode {
     ///
     /// # Errors
     /// Where it does not run.
-    pub fn runtime(&self) -> Result<Watched> {
+    pub fn runtime(&self) -> Result<Process> {
         let pid = self.node.process(Service::Containerd).context("the runtime has no process")?;
-        Ok(Watched { pid, ..self.daemon.clone() })
+        Ok(Process(pid))
     }
 
     /// Starts the daemon again, after it was stopped.
@@ -150,7 +150,7 @@ impl Spent {
     /// Where the daemon is gone.
     pub fn since_now(node: &BenchNode) -> Result<Self> {
         settle();
-        let mut spent = Self::of(Process(node.daemon.pid))?;
+        let mut spent = Self::of(node.daemon.process)?;
         settle();
         spent.begin()?;
         Ok(spent)
@@ -194,7 +194,7 @@ fn options(name: &str, binary: &Path, kind: Kind) -> Options {
 
 fn watched(node: &NativeNode) -> Result<Watched> {
     let pid = node.process(Service::Agent).context("the daemon has no process")?;
-    Ok(Watched { pid, socket: node.path("/run/longshore/longshore.sock") })
+    Ok(Watched { process: Process(pid), socket: node.path("/run/longshore/longshore.sock") })
 }
 
 /// Waits until what was just done has settled.

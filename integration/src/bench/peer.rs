@@ -220,7 +220,7 @@ fn tell(report: &mut Report, pods: usize, [ours, theirs]: [Seen; 2]) -> Result<(
     };
     let (figure, peer) = pair("created in the API to Ready there", "s", ours.ready, theirs.ready)?;
     let goal = peer.p50.filter(|_| is_full).map(|median| Goal::median(median * READY_SHARE));
-    report.tell(&figure.goals(goal))?;
+    report.tell(&figure.goal(goal))?;
     let (figure, _) =
         pair("container's process begun to Ready in the API", "s", ours.visible, theirs.visible)?;
     report.tell(&figure)?;
@@ -230,13 +230,13 @@ fn tell(report: &mut Report, pods: usize, [ours, theirs]: [Seen; 2]) -> Result<(
     ] {
         let (figure, peer) = pair(name, "s", ours, theirs)?;
         let goal = peer.p50.map(|median| Goal::median(median * CPU_SHARE));
-        report.tell(&figure.goals(goal).note("the kubelet without kube-proxy beside the whole daemon"))?;
+        report.tell(&figure.goal(goal).note("the kubelet without kube-proxy beside the whole daemon"))?;
     }
     let first = |seen: &[Vec<f64>]| seen.iter().filter_map(|programs| programs.first().copied()).collect();
     let (figure, _) = pair("resident memory", "MiB", first(&ours.resident), first(&theirs.resident))?;
     let proxy: Vec<f64> = theirs.resident.iter().filter_map(|programs| programs.get(1).copied()).collect();
     let beside = format!("kube-proxy beside the kubelet: {proxy:.1?} MiB");
-    report.tell(&figure.goals(is_full.then(|| Goal::median(RESIDENT))).note(beside))?;
+    report.tell(&figure.goal(is_full.then(|| Goal::median(RESIDENT))).note(beside))?;
     // A round of few pods ends before the lease is renewed twice.
     if !ours.renewed.is_empty() && !theirs.renewed.is_empty() {
         let (figure, _) =

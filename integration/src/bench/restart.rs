@@ -34,7 +34,7 @@ pub fn run(report: &mut Report) -> Result<()> {
             Ok(adopted)
         })?;
         times.push(start.elapsed().as_secs_f64());
-        cpu.push(node.daemon.cpu()?);
+        cpu.push(node.daemon.process.cpu()?);
         transitions += differences(&before, &adopted);
         settle();
         transitions += differences(&before, &node.daemon.ready_conditions()?);

@@ -97,7 +97,7 @@ pub fn folder() -> Result<PathBuf> {
         parts.push(file.with_context(|| format!("cannot read {}", module.display()))?);
     }
     cache::entry("control-plane", &cache::key(&parts), |dir| {
-        println!("building the control plane with Go (once; seven minutes on two cores)");
+        println!("building the control plane with Go (once; some minutes on two cores)");
         fs::create_dir_all(dir)?;
         let program = dir.join("control-plane");
         // Others on this machine go first.
