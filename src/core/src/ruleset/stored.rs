@@ -52,6 +52,10 @@ impl<'a> Record<'a> {
             _ => return None,
         };
         let key = key.start.as_bytes();
+        if key.is_empty() {
+            // A dump may hold anything; a record without a size cannot be counted.
+            return None;
+        }
         // Both fit: `Packed` has 44 bytes at most.
         let kind = Kind { set: *set, ipv6: *ipv6, key_len: key.len() as u8, value_len: data.len() as u8 };
         Some(Record { kind, key, value: data })
@@ -298,6 +302,17 @@ mod tests {
             // However it came to be: equal contents are equal.
             prop_assert_eq!(list.into_iter().collect::<Stored>(), stored);
         }
+    }
+
+    #[test]
+    fn an_element_without_a_key_is_kept_too() {
+        let (_, value) = object(0, 1, 0);
+        let key = ElementKey { start: Packed::of(&[]), end: None };
+        let key = ObjectKey::Element { set: SetId::Members, ipv6: false, key };
+        let mut stored = Stored::default();
+        assert!(stored.insert(key.clone(), value.clone()));
+        assert_eq!((stored.len(), stored.get(&key).as_deref()), (1, Some(&value)));
+        assert!(stored.remove(&key) && stored.is_empty());
     }
 
     #[test]
