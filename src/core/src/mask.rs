@@ -151,11 +151,12 @@ fn quoted(word: &str, replacement: &str) -> String {
 
 fn mask_word(word: &str) -> String {
     if let Some((name, value)) = word.split_once(['=', ':'])
+        && let mark = &word[name.len()..=name.len()]
         && !value.is_empty()
-        && !value.starts_with("//")
+        // `secret://host` is a URL, `secret=//x` is not.
+        && !(mark == ":" && value.starts_with("//"))
         && is_secret_name(name)
     {
-        let mark = &word[name.len()..=name.len()];
         return format!("{name}{mark}{}", quoted(value, MASKED));
     }
     let bare = word.trim_matches(['"', '\'', '{', '}', '[', ']', '(', ')', ';']);
@@ -250,6 +251,8 @@ mod tests {
             ("password: hunter2", "password: [masked]"),
             ("  - password: two words, and more\n", "  - password: [masked]\n"),
             ("password: \"two words\"\nport: 80\n", "password: \"[masked]\"\nport: 80\n"),
+            ("password=//a/b host=db", "password=[masked] host=db"),
+            ("secret://host/path", "secret://host/path"),
             ("password=a,b,c host=db", "password=[masked] host=db"),
             ("password=a,b,host=db", "password=[masked],host=db"),
             ("set password=\"two words\" host=db", "set password=\"[masked] host=db"),
