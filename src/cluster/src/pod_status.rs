@@ -2,7 +2,7 @@
 //! our own beside what the server asks for (invariant 11). Also takes the last step of a deletion. What a
 //! patch holds is decided in `longshore_core::pod::report`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +33,49 @@ pub struct PodStatuses {
 #[derive(Debug)]
 struct Inner {
     client: ApiClient,
-    entries: Mutex<HashMap<PodUid, Entry>>,
+    entries: Mutex<Entries>,
     wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_uid: HashMap<PodUid, Entry>,
+    /// All that are dirty are among these, so that the next write is found without a look at every pod.
+    touched: HashSet<PodUid>,
+}
+
+impl Entries {
+    /// The pod's entry, which may become dirty.
+    fn touch(&mut self, uid: &PodUid) -> &mut Entry {
+        self.touched.insert(uid.clone());
+        self.by_uid.entry(uid.clone()).or_default()
+    }
+
+    /// The same where there is one.
+    fn known(&mut self, uid: &PodUid) -> Option<&mut Entry> {
+        let entry = self.by_uid.get_mut(uid)?;
+        self.touched.insert(uid.clone());
+        Some(entry)
+    }
+
+    fn remove(&mut self, uid: &PodUid) {
+        self.by_uid.remove(uid);
+        self.touched.remove(uid);
+    }
+
+    /// Of those that have something to be said, the most urgent that is due, or when the next one will be.
+    fn next(&mut self, now: Instant) -> Result<PodUid, Option<Instant>> {
+        let by_uid = &self.by_uid;
+        self.touched.retain(|uid| by_uid.get(uid).is_some_and(|entry| entry.dirty));
+        let dirty = self.touched.iter().filter_map(|uid| Some((uid, by_uid.get(uid)?)));
+        let waiting = dirty.filter(|(_, entry)| !entry.busy && entry.server.is_some());
+        let due = |entry: &Entry| entry.not_before.is_none_or(|at| at <= now);
+        let next = waiting.clone().filter(|(_, entry)| due(entry)).max_by_key(|(_, entry)| entry.urgent);
+        match next {
+            Some((uid, _)) => Ok(uid.clone()),
+            None => Err(waiting.filter_map(|(_, entry)| entry.not_before).min()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -78,7 +119,7 @@ impl PodStatuses {
     /// The server's object, from the watch. A late one does not replace what an answer told since.
     pub fn server(&self, uid: &PodUid, pod: Arc<Pod>) {
         let mut entries = self.lock();
-        let entry = entries.entry(uid.clone()).or_default();
+        let entry = entries.touch(uid);
         if entry.server.as_ref().is_none_or(|known| !is_older(&pod, known)) {
             // What others changed may need saying again, and what waited can be said now.
             entry.dirty |= entry.server.as_ref().is_none_or(|known| known.status != pod.status);
@@ -95,7 +136,7 @@ impl PodStatuses {
 
     /// What the node says of the pod now.
     pub fn tell(&self, uid: &PodUid, status: Arc<PodStatus>) {
-        self.lock().entry(uid.clone()).or_default().want(status);
+        self.lock().touch(uid).want(status);
         self.inner.wake.notify_one();
     }
 
@@ -104,7 +145,7 @@ impl PodStatuses {
     pub fn finish(&self, uid: &PodUid, last: PodStatus) {
         let mut entries = self.lock();
         let asked = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_some();
-        match entries.get_mut(uid).map(|entry| (entry.server.as_ref().map(asked), entry)) {
+        match entries.known(uid).map(|entry| (entry.server.as_ref().map(asked), entry)) {
             Some((Some(asked), entry)) => {
                 entry.want(Arc::new(report::last_status(last)));
                 entry.finished = asked;
@@ -121,13 +162,13 @@ impl PodStatuses {
     /// Nothing of the pod is left here and its object is on its way out: what the server still tells of
     /// it is the echo of that.
     pub fn is_finished(&self, uid: &PodUid) -> bool {
-        self.lock().get(uid).is_some_and(|entry| entry.finished)
+        self.lock().by_uid.get(uid).is_some_and(|entry| entry.finished)
     }
 
     /// Pods whose newest status the server does not have yet.
     pub fn pending(&self) -> usize {
         let entries = self.lock();
-        entries.values().filter(|entry| entry.server.is_some() && (entry.dirty || entry.busy)).count()
+        entries.by_uid.values().filter(|entry| entry.server.is_some() && (entry.dirty || entry.busy)).count()
     }
 
     /// Writes for ever; ends by being dropped.
@@ -164,16 +205,9 @@ impl PodStatuses {
     /// The most urgent write that is due, or when the next one will be.
     fn next_job(&self, now: Instant) -> Result<Job, Option<Instant>> {
         let mut entries = self.lock();
-        let is_due = |entry: &Entry| entry.not_before.is_none_or(|at| at <= now);
         loop {
-            let sayable = |entry: &Entry| entry.dirty && !entry.busy && entry.server.is_some();
-            let waiting = entries.iter().filter(|(_, entry)| sayable(entry));
-            let next =
-                waiting.clone().filter(|(_, entry)| is_due(entry)).max_by_key(|(_, entry)| entry.urgent);
-            let Some(uid) = next.map(|(uid, _)| uid.clone()) else {
-                return Err(waiting.filter_map(|(_, entry)| entry.not_before).min());
-            };
-            if let Some(job) = entries.get_mut(&uid).and_then(|entry| entry.job(&uid)) {
+            let uid = entries.next(now)?;
+            if let Some(job) = entries.by_uid.get_mut(&uid).and_then(|entry| entry.job(&uid)) {
                 return Ok(job);
             }
         }
@@ -181,7 +215,7 @@ impl PodStatuses {
 
     fn done(&self, done: Done) {
         let mut entries = self.lock();
-        let Some(entry) = entries.get_mut(&done.uid) else { return };
+        let Some(entry) = entries.known(&done.uid) else { return };
         entry.busy = false;
         match done.result {
             Ok(pod) => {
@@ -209,7 +243,7 @@ impl PodStatuses {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PodUid, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -93,7 +93,7 @@ async fn what_is_said_before_the_server_told_of_the_pod_is_not_lost() {
     // One the server never tells of leaves nothing behind.
     world.statuses.tell(&"never".into(), status("Running", "", true));
     world.statuses.finish(&"never".into(), (*status("Running", "", true)).clone());
-    assert!(!world.statuses.lock().contains_key(&"never".into()));
+    assert!(!world.statuses.lock().by_uid.contains_key(&"never".into()));
 }
 
 #[tokio::test(start_paused = true)]
