@@ -28,6 +28,7 @@ impl Telling {
         let mut changes = view.changes();
         let mut mirrors_came = self.mirrors.came();
         let mut told = Told { to: self, views: HashMap::new() };
+        let mut seen = 0;
         loop {
             tokio::select! {
                 // First what is there, then what left: the last word of a pod is said last.
@@ -36,7 +37,9 @@ impl Telling {
                     if changed.is_err() {
                         return;
                     }
-                    view.list().iter().for_each(|pod| told.tell(pod));
+                    let (pods, now) = view.published_since(seen);
+                    seen = now;
+                    pods.iter().for_each(|pod| told.tell(pod));
                 }
                 // A mirror that is made later than its pod came up is told what it missed.
                 Ok(()) = mirrors_came.changed() => view.list().iter().for_each(|pod| told.tell(pod)),

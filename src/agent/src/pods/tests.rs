@@ -13,6 +13,7 @@ use longshore_core::pod::desired::{Deletion, EndCause, PodSource};
 use longshore_core::pod::observed::{ObservedSandbox, SandboxState};
 use longshore_core::pod::snapshot::{CgroupDriver, CgroupSettings, DnsSettings};
 use longshore_core::pod::step::{Step, StepError, StepKind, StepOutcome, StepResult};
+use longshore_core::wire::PodView;
 
 use super::*;
 
@@ -237,6 +238,31 @@ async fn pods_taken_on_can_be_waited_for_until_they_are_shown() {
     assert!(world.pods.view().list().is_empty(), "their workers have not run");
     world.pods.all_shown(Duration::from_secs(2)).await;
     assert_eq!(world.pods.view().list().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_again_is_told_of_the_pods_published_since() {
+    let world = World::new();
+    let view = world.pods.view();
+    let keys = |pods: Vec<Arc<PodView>>| -> Vec<String> {
+        pods.iter().map(|pod| pod.key.name.to_string()).collect()
+    };
+    for uid in ["u1", "u2", "u3"] {
+        world.pods.desire(world.pod(uid, uid));
+    }
+    after(500).await;
+    let (all, seen) = view.published_since(0);
+    assert_eq!(all.len(), 3);
+    let (nothing, same) = view.published_since(seen);
+    assert_eq!((nothing.len(), same), (0, seen));
+    // What went is told by `departures`, and is no publication any more.
+    world.pods.desire(world.ending("u1", "u1"));
+    world.pods.desire(world.ending("u2", "u2"));
+    after(50).await;
+    let (ending, later) = view.published_since(seen);
+    assert_eq!((keys(ending), later > seen), (vec!["u1".to_owned(), "u2".to_owned()], true));
+    after(500).await;
+    assert_eq!(keys(view.published_since(0).0), ["u3"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ pub struct PodsView {
 
 #[derive(Debug)]
 struct Inner {
-    pods: Mutex<BTreeMap<PodUid, Entry>>,
+    pods: Mutex<Pods>,
     /// Counts changes of any pod's status or lifecycle.
     changes: watch::Sender<u64>,
     /// Told of every pod that left nothing behind, with its last view.
@@ -29,9 +29,37 @@ struct Inner {
 }
 
 #[derive(Debug, Default)]
+struct Pods {
+    by_uid: BTreeMap<PodUid, Entry>,
+    /// The pods by their newest publication.
+    published: BTreeMap<u64, PodUid>,
+    /// Counts publications.
+    publications: u64,
+}
+
+#[derive(Debug, Default)]
 struct Entry {
     view: Option<Arc<PodView>>,
+    /// Its number; 0 before the first.
+    publication: u64,
     timeline: VecDeque<TimelineEntry>,
+}
+
+impl Pods {
+    /// Gives the view before this one.
+    fn publish(&mut self, view: Arc<PodView>) -> Option<Arc<PodView>> {
+        self.publications += 1;
+        let entry = self.by_uid.entry(view.uid.clone()).or_default();
+        self.published.remove(&std::mem::replace(&mut entry.publication, self.publications));
+        self.published.insert(self.publications, view.uid.clone());
+        entry.view.replace(view)
+    }
+
+    fn remove(&mut self, uid: &PodUid) -> Option<Entry> {
+        let entry = self.by_uid.remove(uid)?;
+        self.published.remove(&entry.publication);
+        Some(entry)
+    }
 }
 
 impl Default for PodsView {
@@ -45,11 +73,20 @@ impl Default for PodsView {
 impl PodsView {
     /// All pods, ordered by uid.
     pub fn list(&self) -> Vec<Arc<PodView>> {
-        self.pods().values().filter_map(|entry| entry.view.clone()).collect()
+        self.pods().by_uid.values().filter_map(|entry| entry.view.clone()).collect()
+    }
+
+    /// Pods published since `seen`, oldest publication first, and the number to ask with next time; 0 asks for all.
+    /// Costs what was published, however many pods there are.
+    pub fn published_since(&self, seen: u64) -> (Vec<Arc<PodView>>, u64) {
+        let pods = self.pods();
+        let newer = pods.published.range(seen + 1..);
+        let views = newer.filter_map(|(_, uid)| pods.by_uid.get(uid)?.view.clone());
+        (views.collect(), pods.publications)
     }
 
     pub fn by_uid(&self, uid: &PodUid) -> Option<Arc<PodView>> {
-        self.pods().get(uid)?.view.clone()
+        self.pods().by_uid.get(uid)?.view.clone()
     }
 
     /// The life of a pod that a person means by its name: the one that runs before one that is
@@ -66,7 +103,7 @@ impl PodsView {
 
     /// Steps and events of one life of a pod, oldest first.
     pub fn timeline(&self, uid: &PodUid) -> Option<Vec<TimelineEntry>> {
-        self.pods().get(uid).map(|entry| entry.timeline.iter().cloned().collect())
+        self.pods().by_uid.get(uid).map(|entry| entry.timeline.iter().cloned().collect())
     }
 
     /// Resolves when any pod's status or lifecycle changed since this receiver last looked.
@@ -79,8 +116,7 @@ impl PodsView {
         let view = Arc::new(view);
         let news = {
             let mut pods = self.pods();
-            let entry = pods.entry(view.uid.clone()).or_default();
-            let old = entry.view.replace(view.clone());
+            let old = pods.publish(view.clone());
             let same = |old: &PodView| {
                 // A worker hands the same status on where nothing of it changed.
                 (Arc::ptr_eq(&old.status, &view.status) || old.status == view.status)
@@ -136,7 +172,7 @@ impl PodsView {
         outcome: TimelineOutcome,
         detail: String,
     ) {
-        if let Some(entry) = self.pods().get_mut(uid)
+        if let Some(entry) = self.pods().by_uid.get_mut(uid)
             && let Some(line) = entry
                 .timeline
                 .iter_mut()
@@ -156,7 +192,7 @@ impl PodsView {
 
     fn note(&self, uid: &PodUid, line: TimelineEntry) {
         let mut pods = self.pods();
-        let timeline = &mut pods.entry(uid.clone()).or_default().timeline;
+        let timeline = &mut pods.by_uid.entry(uid.clone()).or_default().timeline;
         if timeline.len() >= TIMELINE_LENGTH {
             timeline.pop_front();
         }
@@ -167,7 +203,7 @@ impl PodsView {
         self.inner.changes.send_modify(|count| *count += 1);
     }
 
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodUid, Entry>> {
+    fn pods(&self) -> MutexGuard<'_, Pods> {
         // A panic cannot leave the map half changed: every writer replaces whole values.
         self.inner.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
