@@ -1,17 +1,21 @@
-//! The steps of one pod that are under way: each its own task, none twice, each with a span that
-//! carries pod, uid and step. What a step does is in `execute.rs`.
+//! The steps of one pod that are under way, none twice, each with a span that carries pod, uid and step. They are
+//! futures of the worker's own task, so that a pod goes from an answer to its next call without another task's
+//! turn in between. What a step does is in `execute.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use longshore_core::ids::PodUid;
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::pod::snapshot::NodeContext;
 use longshore_core::pod::step::{Step, StepError, StepKey, StepOutcome};
-use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -61,33 +65,29 @@ pub(super) struct Ended {
     pub panicked: bool,
 }
 
-#[derive(Debug)]
-struct Running {
-    step: Step,
-    cancel: CancellationToken,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    tasks: JoinSet<StepReport>,
-    running: HashMap<Id, Running>,
+    under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
+    /// Ended before anybody waited for them.
+    ended: VecDeque<Ended>,
+    cancels: HashMap<StepKey, CancellationToken>,
 }
 
 impl Steps {
     pub fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.under_way.is_empty() && self.ended.is_empty()
     }
 
+    /// The step begins with [`Steps::begin`], or when its end is waited for next.
     pub fn start(&mut self, executor: Arc<dyn Execute>, job: StepJob) {
         let cancel = CancellationToken::new();
-        let token = cancel.clone();
-        let step = job.step.clone();
-        let uid = job.desired.uid.clone();
-        let span = tracing::info_span!("step", pod = %job.desired.key, uid = %uid, step = %step.key());
+        let (step, key, uid) = (job.step.clone(), job.step.key(), job.desired.uid.clone());
+        let span = tracing::info_span!("step", pod = %job.desired.key, uid = %uid, step = %key);
+        self.cancels.insert(key, cancel.clone());
         let work = async move {
             tokio::select! {
                 biased;
-                () = token.cancelled() => {
+                () = cancel.cancelled() => {
                     // The call may or may not have reached the runtime: look.
                     let reading = executor.read(&uid).await;
                     StepReport { outcome: StepOutcome::Cancelled, waited: Duration::ZERO, reading }
@@ -95,38 +95,47 @@ impl Steps {
                 report = executor.execute(job) => report,
             }
         };
-        let id = self.tasks.spawn(work.instrument(span)).id();
-        self.running.insert(id, Running { step, cancel });
+        // What a step leaves half done when it panics is what it leaves when the daemon is killed there.
+        let ended = AssertUnwindSafe(work.instrument(span)).catch_unwind().map(|report| match report {
+            Ok(report) => Ended { step, report, panicked: false },
+            Err(_) => Ended { step, report: panic_report(), panicked: true },
+        });
+        self.under_way.push(ended.boxed());
+    }
+
+    /// Takes what was started to its first call, so that the runtime is at work while the rest of a turn is done.
+    pub fn begin(&mut self) {
+        while let Some(Some(ended)) = self.under_way.next().now_or_never() {
+            self.ended.push_back(ended);
+        }
     }
 
     /// Asks a step to stop half way; its end comes as [`StepOutcome::Cancelled`].
     pub fn cancel(&self, key: &StepKey) {
-        for running in self.running.values().filter(|running| running.step.key() == *key) {
-            running.cancel.cancel();
+        if let Some(cancel) = self.cancels.get(key) {
+            cancel.cancel();
         }
     }
 
     /// The next step that ends; never resolves while none is under way.
     pub async fn next(&mut self) -> Ended {
-        let Some(joined) = self.tasks.join_next_with_id().await else {
-            return std::future::pending().await;
+        let ended = match self.ended.pop_front() {
+            Some(ended) => ended,
+            None => match self.under_way.next().await {
+                Some(ended) => ended,
+                None => std::future::pending().await,
+            },
         };
-        self.ended(joined)
+        self.cancels.remove(&ended.step.key());
+        ended
     }
 
     /// One more that has ended, without waiting for any.
     pub fn next_now(&mut self) -> Option<Ended> {
-        let joined = self.tasks.try_join_next_with_id()?;
-        Some(self.ended(joined))
-    }
-
-    fn ended(&mut self, joined: Result<(Id, StepReport), JoinError>) -> Ended {
-        let (id, report, panicked) = match joined {
-            Ok((id, report)) => (id, report, false),
-            Err(error) => (error.id(), panic_report(), true),
-        };
-        let running = self.running.remove(&id).expect("every task was entered when it was spawned");
-        Ended { step: running.step, report, panicked }
+        match self.is_empty() {
+            true => None,
+            false => self.next().now_or_never(),
+        }
     }
 }
 
