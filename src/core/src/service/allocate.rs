@@ -1,7 +1,10 @@
 //! Cluster addresses and node ports for Services of manifests that leave them empty: a pure function of
 //! the Services' names, so that a restart gives the same ones. With a control plane the API server
-//! allocates and nothing here is used.
+//! allocates and nothing here is used. All Services at once here, change by change in `changes`.
 
+mod changes;
+
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -13,6 +16,8 @@ use super::cidr::{Cidr, parse_addr};
 use super::types::{IpFamilyPolicy, Service, ServiceType};
 use crate::ids::ObjectKey;
 use crate::ruleset::Protocol;
+
+pub use changes::Allocator;
 
 /// Where allocation takes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub struct Given {
     pub cluster_ips: Vec<IpAddr>,
     /// By index in `spec.ports`; 0 where the port has none.
     pub node_ports: Vec<u16>,
+    /// By index likewise: the same number of another protocol may be another's.
+    pub protocols: Vec<Protocol>,
 }
 
 /// Something a Service asked for and did not get.
@@ -64,11 +71,49 @@ impl std::fmt::Display for Conflict {
     }
 }
 
-#[derive(Debug, Default)]
-struct Taken {
-    addrs: BTreeMap<IpAddr, ObjectKey>,
-    ports: BTreeMap<(u16, Protocol), ObjectKey>,
+/// What only one Service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Resource {
+    Address(IpAddr),
+    NodePort(u16, Protocol),
 }
+
+impl Resource {
+    fn pool(self) -> Pool {
+        match self {
+            Resource::Address(addr) => Pool::Addresses(Family::of(addr)),
+            Resource::NodePort(_, protocol) => Pool::NodePorts(protocol),
+        }
+    }
+}
+
+impl std::fmt::Display for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Resource::Address(addr) => write!(f, "clusterIP {addr}"),
+            Resource::NodePort(number, protocol) => write!(f, "nodePort {number}/{protocol}"),
+        }
+    }
+}
+
+/// Where a resource that nobody names comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Pool {
+    Addresses(Family),
+    NodePorts(Protocol),
+}
+
+impl std::fmt::Display for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Pool::Addresses(family) => write!(f, "{family} clusterIP"),
+            Pool::NodePorts(protocol) => write!(f, "nodePort/{protocol}"),
+        }
+    }
+}
+
+/// Who has what.
+type Taken = BTreeMap<Resource, ObjectKey>;
 
 /// Assign for all Services together. What a manifest names comes first, then what `previous` gave and is
 /// still free, so that a newcomer moves nobody; the rest follows from the Service's name, probing
@@ -77,8 +122,7 @@ pub fn assign(services: &BTreeMap<ObjectKey, Service>, pools: &Pools, previous: 
     let mut taken = Taken::default();
     let mut result = Assignment::default();
     for (key, service) in services {
-        let given = result.services.entry(key.clone()).or_default();
-        given.node_ports = vec![0; service.spec.ports.len()];
+        let given = result.services.entry(key.clone()).or_insert_with(|| Given::nothing(service));
         take_named(key, service, given, &mut taken, &mut result.conflicts);
     }
     for (key, service) in services {
@@ -87,15 +131,28 @@ pub fn assign(services: &BTreeMap<ObjectKey, Service>, pools: &Pools, previous: 
             take_previous(key, service, pools, (before, given), &mut taken);
         }
     }
+    let mut empty = BTreeSet::new();
     for (key, service) in services {
         if let Some(given) = result.services.get_mut(key) {
-            take_derived(key, service, pools, given, &mut taken, &mut result.conflicts);
+            let lacks = take_derived(key, service, pools, given, (&mut taken, &mut empty));
+            result.conflicts.extend(lacks.into_iter().map(|pool| Conflict::lack(key, pool)));
         }
     }
     result
 }
 
 impl Given {
+    fn nothing(to: &Service) -> Given {
+        let ports = &to.spec.ports;
+        let protocols = ports.iter().map(|port| port.protocol.into()).collect();
+        Given { cluster_ips: Vec::new(), node_ports: vec![0; ports.len()], protocols }
+    }
+
+    fn held_node_ports(&self) -> impl Iterator<Item = Resource> {
+        let ports = self.node_ports.iter().zip(&self.protocols).filter(|(number, _)| **number != 0);
+        ports.map(|(number, protocol)| Resource::NodePort(*number, *protocol))
+    }
+
     /// Write what was given into the Service, as the API server would have.
     pub fn fill(&self, service: &mut Service) {
         let spec = &mut service.spec;
@@ -112,6 +169,33 @@ pub fn wants_address(service: &Service) -> bool {
     service.spec.kind != ServiceType::ExternalName && service.spec.cluster_ip != "None"
 }
 
+impl Conflict {
+    fn taken(service: &ObjectKey, what: Resource, holder: &ObjectKey) -> Conflict {
+        Conflict { service: service.clone(), what: what.to_string(), holder: Some(holder.clone()) }
+    }
+
+    fn lack(service: &ObjectKey, of: Pool) -> Conflict {
+        Conflict { service: service.clone(), what: of.to_string(), holder: None }
+    }
+}
+
+/// The addresses a manifest names.
+fn named_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let spec = &service.spec;
+    let single = std::slice::from_ref(&spec.cluster_ip);
+    let texts = if spec.cluster_ips.is_empty() { single } else { spec.cluster_ips.as_slice() };
+    texts.iter().filter_map(|text| parse_addr(text)).filter(|_| wants_address(service))
+}
+
+/// The node ports a manifest names, by the index of their port.
+fn named_node_ports(service: &Service) -> impl Iterator<Item = (usize, u16, Protocol)> {
+    let ports = service.spec.ports.iter().enumerate().filter(|_| service.spec.kind.has_node_ports());
+    ports.filter_map(|(index, port)| {
+        let number = u16::try_from(port.node_port).ok().filter(|number| *number != 0)?;
+        Some((index, number, port.protocol.into()))
+    })
+}
+
 fn take_named(
     key: &ObjectKey,
     service: &Service,
@@ -119,35 +203,20 @@ fn take_named(
     taken: &mut Taken,
     conflicts: &mut Vec<Conflict>,
 ) {
-    let spec = &service.spec;
-    let single = std::slice::from_ref(&spec.cluster_ip);
-    let texts = if spec.cluster_ips.is_empty() { single } else { spec.cluster_ips.as_slice() };
-    for addr in texts.iter().filter_map(|text| parse_addr(text)).filter(|_| wants_address(service)) {
-        match taken.addrs.get(&addr) {
-            Some(holder) => conflicts.push(Conflict {
-                service: key.clone(),
-                what: format!("clusterIP {addr}"),
-                holder: Some(holder.clone()),
-            }),
-            None => {
-                taken.addrs.insert(addr, key.clone());
-                given.cluster_ips.push(addr);
-            }
+    let mut take = |resource: Resource| match taken.entry(resource) {
+        Entry::Occupied(held) => {
+            conflicts.push(Conflict::taken(key, resource, held.get()));
+            false
         }
-    }
-    for (index, port) in spec.ports.iter().enumerate().filter(|_| spec.kind.has_node_ports()) {
-        let Some(number) = u16::try_from(port.node_port).ok().filter(|number| *number != 0) else { continue };
-        let protocol: Protocol = port.protocol.into();
-        match taken.ports.get(&(number, protocol)) {
-            Some(holder) => conflicts.push(Conflict {
-                service: key.clone(),
-                what: format!("nodePort {number}/{protocol}"),
-                holder: Some(holder.clone()),
-            }),
-            None => {
-                taken.ports.insert((number, protocol), key.clone());
-                given.node_ports[index] = number;
-            }
+        Entry::Vacant(free) => {
+            free.insert(key.clone());
+            true
+        }
+    };
+    given.cluster_ips.extend(named_addresses(service).filter(|addr| take(Resource::Address(*addr))));
+    for (index, number, protocol) in named_node_ports(service) {
+        if take(Resource::NodePort(number, protocol)) {
+            given.node_ports[index] = number;
         }
     }
 }
@@ -162,50 +231,59 @@ fn take_previous(
     for addr in &before.cluster_ips {
         let wanted = missing_families(service, pools, given).contains(&Family::of(*addr));
         let ours = pools.service_cidrs.iter().any(|cidr| cidr.contains(*addr));
-        if wanted && ours && !taken.addrs.contains_key(addr) {
-            taken.addrs.insert(*addr, key.clone());
+        let resource = Resource::Address(*addr);
+        if wanted && ours && !taken.contains_key(&resource) {
+            taken.insert(resource, key.clone());
             given.cluster_ips.push(*addr);
         }
     }
-    for (index, number) in before.node_ports.iter().enumerate() {
-        let Some(protocol) = missing_node_port(service, given, index) else { continue };
-        let free = !taken.ports.contains_key(&(*number, protocol));
-        if pools.node_ports.contains(number) && free {
-            taken.ports.insert((*number, protocol), key.clone());
+    for (index, (number, before)) in before.node_ports.iter().zip(&before.protocols).enumerate() {
+        let missing = missing_node_port(service, given, index);
+        let Some(protocol) = missing.filter(|protocol| protocol == before) else { continue };
+        let resource = Resource::NodePort(*number, protocol);
+        if pools.node_ports.contains(number) && !taken.contains_key(&resource) {
+            taken.insert(resource, key.clone());
             given.node_ports[index] = *number;
         }
     }
 }
 
+/// Takes what is still missing, and tells the pools that have none left. A pool that is in `empty` is not
+/// asked again: in one assignment nothing comes back to it.
 fn take_derived(
     key: &ObjectKey,
     service: &Service,
     pools: &Pools,
     given: &mut Given,
-    taken: &mut Taken,
-    conflicts: &mut Vec<Conflict>,
-) {
-    let mut lacks = |what: String| conflicts.push(Conflict { service: key.clone(), what, holder: None });
+    (taken, empty): (&mut Taken, &mut BTreeSet<Pool>),
+) -> Vec<Pool> {
+    let mut lacks = Vec::new();
     for family in missing_families(service, pools, given) {
+        let pool = Pool::Addresses(family);
         let cidr = pools.service_cidrs.iter().find(|cidr| cidr.family() == family);
-        match cidr.and_then(|cidr| probe_address(key, cidr, &taken.addrs)) {
+        let cidr = cidr.filter(|_| !empty.contains(&pool));
+        match cidr.and_then(|cidr| probe_address(key, cidr, taken)) {
             Some(addr) => {
-                taken.addrs.insert(addr, key.clone());
+                taken.insert(Resource::Address(addr), key.clone());
                 given.cluster_ips.push(addr);
             }
-            None => lacks(format!("{family} clusterIP")),
+            None => lacks.push(pool),
         }
     }
     for index in 0..service.spec.ports.len() {
         let Some(protocol) = missing_node_port(service, given, index) else { continue };
-        match probe_port(key, index, protocol, pools, &taken.ports) {
+        let pool = Pool::NodePorts(protocol);
+        let open = Some(pools).filter(|_| !empty.contains(&pool));
+        match open.and_then(|pools| probe_port(key, index, protocol, pools, taken)) {
             Some(number) => {
-                taken.ports.insert((number, protocol), key.clone());
+                taken.insert(Resource::NodePort(number, protocol), key.clone());
                 given.node_ports[index] = number;
             }
-            None => lacks(format!("nodePort/{protocol}")),
+            None => lacks.push(pool),
         }
     }
+    empty.extend(&lacks);
+    lacks
 }
 
 /// The families that still need an address. A Service that names an address has what it wants.
@@ -250,7 +328,7 @@ fn hash(parts: &[&str]) -> u64 {
 
 /// The lowest addresses are left to those that are named by hand, as the API server does (KEP-3070);
 /// they are used when the rest is full.
-fn probe_address(key: &ObjectKey, cidr: &Cidr, taken: &BTreeMap<IpAddr, ObjectKey>) -> Option<IpAddr> {
+fn probe_address(key: &ObjectKey, cidr: &Cidr, taken: &Taken) -> Option<IpAddr> {
     let bits = match cidr.family() {
         Family::V4 => 32 - cidr.prefix(),
         Family::V6 => 128 - cidr.prefix(),
@@ -265,7 +343,9 @@ fn probe_address(key: &ObjectKey, cidr: &Cidr, taken: &BTreeMap<IpAddr, ObjectKe
     let start = hash(&["clusterIP", &key.namespace, &key.name]) % dynamic;
     let upper = (0..dynamic).map(|step| static_band + (start + step) % dynamic);
     let offsets = upper.chain(0..static_band);
-    offsets.map(|offset| nth(cidr.first(), offset + 1)).find(|addr| !taken.contains_key(addr))
+    offsets
+        .map(|offset| nth(cidr.first(), offset + 1))
+        .find(|addr| !taken.contains_key(&Resource::Address(*addr)))
 }
 
 fn nth(first: IpAddr, offset: u64) -> IpAddr {
@@ -281,7 +361,7 @@ fn probe_port(
     index: usize,
     protocol: Protocol,
     pools: &Pools,
-    taken: &BTreeMap<(u16, Protocol), ObjectKey>,
+    taken: &Taken,
 ) -> Option<u16> {
     let first = *pools.node_ports.start();
     let size = pools.node_ports.end().checked_sub(first)?.checked_add(1)?;
@@ -294,7 +374,7 @@ fn probe_port(
     upper
         .chain(0..static_band)
         .map(|offset| first + offset)
-        .find(|port| !taken.contains_key(&(*port, protocol)))
+        .find(|port| !taken.contains_key(&Resource::NodePort(*port, protocol)))
 }
 
 /// Names of Services that share an address or port with another, for a source's problem list.
@@ -377,7 +457,14 @@ mod tests {
         ]);
         let result = assign(&all, &pools("10.96.0.0/16"), &Assignment::default());
         assert_eq!(given(&result, "a").node_ports, [30080]);
-        assert_eq!(given(&result, "b"), &Given { cluster_ips: vec![], node_ports: vec![0, 30080] });
+        assert_eq!(
+            given(&result, "b"),
+            &Given {
+                cluster_ips: vec![],
+                node_ports: vec![0, 30080],
+                protocols: vec![Protocol::Tcp, Protocol::Udp]
+            }
+        );
         let texts: Vec<String> = result.conflicts.iter().map(ToString::to_string).collect();
         assert!(texts[0].contains("ns/b: clusterIP 10.96.0.10 is taken by Service ns/a"), "{texts:?}");
         assert!(texts[1].contains("ns/b: nodePort 30080/tcp is taken by Service ns/a"), "{texts:?}");
@@ -401,6 +488,19 @@ mod tests {
         let after = assign(&named, &pools("10.0.0.0/30"), &before);
         assert_eq!(given(&after, "z").cluster_ips, [addr]);
         assert_ne!(given(&after, "m").cluster_ips, [addr]);
+    }
+
+    #[test]
+    fn a_port_with_another_protocol_takes_no_other_services_number() {
+        let port =
+            |protocol: &str| json!({"type": "NodePort", "ports": [{"port": 80, "protocol": protocol}]});
+        let one = Pools { node_ports: 30000..=30000, ..pools("10.96.0.0/16") };
+        let before = services(&[("a", port("UDP")), ("b", port("TCP"))]);
+        let before = assign(&before, &one, &Assignment::default());
+        assert_eq!(["a", "b"].map(|name| given(&before, name).node_ports[0]), [30000, 30000]);
+        let after = services(&[("a", port("TCP")), ("b", port("TCP"))]);
+        let after = assign(&after, &one, &before);
+        assert_eq!(["a", "b"].map(|name| given(&after, name).node_ports[0]), [0, 30000]);
     }
 
     #[test]

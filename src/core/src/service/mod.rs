@@ -10,6 +10,7 @@ pub mod eligibility;
 pub mod env;
 pub mod frontends;
 pub mod health;
+mod label_index;
 pub mod select;
 pub mod standalone;
 pub mod table;

@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::allocate::{self, Assignment, Conflict, Pools};
+use super::allocate::{self, Allocator, Conflict, Pools};
+use super::label_index::LabelIndex;
 use super::select::{BackendPod, select_endpoints};
 use super::types::{EndpointSlice, Service};
 use crate::ids::{ObjectKey, PodKey};
@@ -20,48 +21,55 @@ pub enum Output {
 
 #[derive(Debug)]
 pub struct Standalone {
-    pools: Pools,
-    /// As the manifests have them.
-    services: BTreeMap<ObjectKey, Service>,
+    /// Services as the manifests have them, and what each was given.
+    allocator: Allocator,
+    /// By the first label of their selector: a pod without it is not selected.
+    selectors: LabelIndex<ObjectKey>,
     pods: BTreeMap<PodKey, BackendPod>,
-    assignment: Assignment,
+    labels: LabelIndex<PodKey>,
     /// As given to the dataplane.
     served: BTreeMap<ObjectKey, Service>,
     selected: BTreeMap<ObjectKey, BTreeMap<ObjectKey, EndpointSlice>>,
     notes: BTreeMap<ObjectKey, Vec<String>>,
+    looks: u64,
 }
 
 impl Standalone {
     pub fn new(pools: Pools) -> Self {
         Standalone {
-            pools,
-            services: BTreeMap::new(),
+            allocator: Allocator::new(pools),
+            selectors: LabelIndex::default(),
             pods: BTreeMap::new(),
-            assignment: Assignment::default(),
+            labels: LabelIndex::default(),
             served: BTreeMap::new(),
             selected: BTreeMap::new(),
             notes: BTreeMap::new(),
+            looks: 0,
         }
     }
 
     /// Take a Service of a manifest as it is now.
     pub fn upsert_service(&mut self, service: Service) -> Vec<Output> {
         let key = service.key();
-        self.services.insert(key.clone(), service);
-        self.reassign(&key)
+        self.forget_selector(&key);
+        self.selectors.insert(&key.namespace, service.spec.selector.iter().take(1), &key);
+        let touched = self.allocator.upsert(service);
+        self.fill(touched)
     }
 
     pub fn remove_service(&mut self, key: &ObjectKey) -> Vec<Output> {
-        if self.services.remove(key).is_none() {
+        if self.allocator.service(key).is_none() {
             return Vec::new();
         }
+        self.forget_selector(key);
         self.served.remove(key);
         self.notes.remove(key);
         let slices = self.selected.remove(key).unwrap_or_default();
         let mut out: Vec<Output> = slices.into_keys().map(Output::SliceGone).collect();
         out.push(Output::ServiceGone(key.clone()));
         // What it held may now go to a Service that wanted it.
-        out.extend(self.reassign(key));
+        let touched = self.allocator.remove(key);
+        out.extend(self.fill(touched));
         out
     }
 
@@ -75,12 +83,15 @@ impl Standalone {
         let mut touched = self.selecting(&pod);
         if let Some(before) = before {
             touched.extend(self.selecting(&before));
+            self.labels.remove(&key.namespace, &before.labels, &key);
         }
+        self.labels.insert(&key.namespace, &pod.labels, &key);
         self.reselect(touched)
     }
 
     pub fn remove_pod(&mut self, key: &PodKey) -> Vec<Output> {
         let Some(pod) = self.pods.remove(key) else { return Vec::new() };
+        self.labels.remove(&key.namespace, &pod.labels, key);
         let touched = self.selecting(&pod);
         self.reselect(touched)
     }
@@ -91,8 +102,8 @@ impl Standalone {
     }
 
     /// Addresses and ports two Services wanted.
-    pub fn conflicts(&self) -> &[Conflict] {
-        &self.assignment.conflicts
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.allocator.conflicts()
     }
 
     /// Target ports that pods do not have, one sentence each.
@@ -100,32 +111,42 @@ impl Standalone {
         self.notes.values().flatten().map(String::as_str)
     }
 
-    fn selecting(&self, pod: &BackendPod) -> BTreeSet<ObjectKey> {
-        let namespace = &pod.key.namespace;
-        let matches = |service: &Service| {
-            let selector = &service.spec.selector;
-            !selector.is_empty() && selector.iter().all(|(label, value)| pod.labels.get(label) == Some(value))
-        };
-        let all =
-            self.services.iter().filter(|(key, service)| key.namespace == *namespace && matches(service));
-        all.map(|(key, _)| key.clone()).collect()
+    /// How many Services and pods were looked at so far, for tests of growth.
+    pub fn looks(&self) -> u64 {
+        self.looks + self.allocator.looks()
     }
 
-    fn reassign(&mut self, changed: &ObjectKey) -> Vec<Output> {
-        self.assignment = allocate::assign(&self.services, &self.pools, &self.assignment);
+    fn forget_selector(&mut self, key: &ObjectKey) {
+        if let Some(service) = self.allocator.service(key) {
+            self.selectors.remove(&key.namespace, service.spec.selector.iter().take(1), key);
+        }
+    }
+
+    fn selecting(&mut self, pod: &BackendPod) -> BTreeSet<ObjectKey> {
+        let mut found = BTreeSet::new();
+        for key in self.selectors.of(&pod.key.namespace, &pod.labels) {
+            self.looks += 1;
+            let selector = self.allocator.service(key).map(|service| &service.spec.selector);
+            let mut labels = selector.into_iter().flatten();
+            if labels.all(|(label, value)| pod.labels.get(label) == Some(value)) {
+                found.insert(key.clone());
+            }
+        }
+        found
+    }
+
+    /// Writes what was given into these Services, and tells those that differ.
+    fn fill(&mut self, touched: BTreeSet<ObjectKey>) -> Vec<Output> {
         let mut out = Vec::new();
-        let mut touched = BTreeSet::from([changed.clone()]);
-        for (key, service) in &self.services {
+        for key in &touched {
+            let Some(service) = self.allocator.service(key) else { continue };
             let mut filled = service.clone();
-            if let Some(given) =
-                self.assignment.services.get(key).filter(|_| allocate::wants_address(service))
-            {
+            if let Some(given) = self.allocator.given(key).filter(|_| allocate::wants_address(service)) {
                 given.fill(&mut filled);
             }
             if self.served.get(key) != Some(&filled) {
                 self.served.insert(key.clone(), filled.clone());
                 out.push(Output::Service(Box::new(filled)));
-                touched.insert(key.clone());
             }
         }
         out.extend(self.reselect(touched));
@@ -136,7 +157,11 @@ impl Standalone {
         let mut out = Vec::new();
         for key in services {
             let Some(service) = self.served.get(&key) else { continue };
-            let selection = select_endpoints(service, self.pods.values());
+            let labels = service.spec.selector.iter().take(1);
+            let pods: Vec<&BackendPod> =
+                self.labels.of(&key.namespace, labels).filter_map(|pod| self.pods.get(pod)).collect();
+            self.looks += pods.len() as u64;
+            let selection = select_endpoints(service, pods.into_iter());
             let before = self.selected.remove(&key).unwrap_or_default();
             let after: BTreeMap<ObjectKey, EndpointSlice> =
                 selection.slices.into_iter().map(|slice| (slice.key(), slice)).collect();
@@ -223,6 +248,31 @@ mod tests {
             ["slice web-selected-ipv4-0 gone", "service web gone"]
         );
         assert!(node.selected.is_empty() && node.notes.is_empty());
+        node.remove_pod(&PodKey::new("ns", "a"));
+        node.remove_pod(&PodKey::new("ns", "b"));
+        assert!(node.selectors.is_empty() && node.labels.is_empty());
+    }
+
+    #[test]
+    fn a_change_looks_at_what_it_touches_however_many_there_are() {
+        let looks = |count: usize| {
+            let mut node = standalone();
+            let web = |number: usize, port: u16| {
+                let selector = json!({"app": format!("web-{number}")});
+                service(&format!("s{number}"), json!({"selector": selector, "ports": [{"port": port}]}))
+            };
+            for number in 0..count {
+                node.upsert_service(web(number, 80));
+                node.upsert_pod(pod(&format!("p{number}"), &format!("web-{number}"), true));
+            }
+            let before = node.looks();
+            node.upsert_service(web(7, 81));
+            node.upsert_pod(pod("p7", "web-7", false));
+            node.remove_pod(&PodKey::new("ns", "p8"));
+            node.remove_service(&ObjectKey::new("ns", "s9"));
+            node.looks() - before
+        };
+        assert_eq!(looks(10), looks(2000));
     }
 
     #[test]
@@ -231,10 +281,10 @@ mod tests {
         let spec = json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80}]});
         node.upsert_service(service("a", spec.clone()));
         node.upsert_service(service("b", spec));
-        assert_eq!(node.conflicts().len(), 1);
+        assert_eq!(node.conflicts().count(), 1);
         let out = node.remove_service(&ObjectKey::new("ns", "a"));
         assert_eq!(shown(&out), ["service a gone", "service b"]);
-        assert!(node.conflicts().is_empty());
+        assert_eq!(node.conflicts().count(), 0);
         assert_eq!(node.services().next().unwrap().spec.cluster_ip, "10.96.0.10");
     }
 }
