@@ -75,12 +75,7 @@ impl StandaloneServices {
         loop {
             tokio::select! {
                 news = self.news.recv() => match news {
-                    Some(News::Source(change)) => self.take(&mut state, change),
-                    Some(News::SourcesSynced { pods }) => {
-                        self.wait_for_adopted(pods).await;
-                        self.look_at_pods(&mut state, &mut known);
-                        self.dataplane.tell(ToDataplane::SourcesSynced);
-                    }
+                    Some(news) => self.take_waiting(&mut state, &mut known, news).await,
                     None => return,
                 },
                 changed = changes.changed() => {
@@ -95,18 +90,47 @@ impl StandaloneServices {
         }
     }
 
-    fn take(&self, state: &mut Standalone, change: Change) {
+    /// Takes these news and those behind them. The variables of containers are made of all Services each
+    /// time, and so once for many.
+    async fn take_waiting(&mut self, state: &mut Standalone, known: &mut KnownPods, first: News) {
+        let mut next = Some(first);
+        let mut services_changed = false;
+        while let Some(news) = next {
+            match news {
+                News::Source(change) => services_changed |= self.take(state, change),
+                News::SourcesSynced { pods } => {
+                    // Pods may start after this, with the variables of all Services.
+                    self.node.set_service_env(env::variables(state.services()));
+                    services_changed = false;
+                    self.wait_for_adopted(pods).await;
+                    self.look_at_pods(state, known);
+                    self.dataplane.tell(ToDataplane::SourcesSynced);
+                }
+            }
+            next = self.news.try_recv().ok();
+        }
+        if services_changed {
+            self.node.set_service_env(env::variables(state.services()));
+        }
+    }
+
+    /// Whether a Service changed.
+    fn take(&self, state: &mut Standalone, change: Change) -> bool {
         let outputs = match change {
             Change::Service(_, Some(service)) => state.upsert_service(Arc::unwrap_or_clone(service)),
             Change::Service(key, None) => state.remove_service(&key),
             Change::EndpointSlice(_, Some(slice)) => {
-                return self.dataplane.tell(ToDataplane::Slice(Box::new(Arc::unwrap_or_clone(slice))));
+                self.dataplane.tell(ToDataplane::Slice(Box::new(Arc::unwrap_or_clone(slice))));
+                return false;
             }
-            Change::EndpointSlice(key, None) => return self.dataplane.tell(ToDataplane::SliceGone(key)),
-            Change::Pod(_) | Change::ConfigMap(..) | Change::Secret(..) => return,
+            Change::EndpointSlice(key, None) => {
+                self.dataplane.tell(ToDataplane::SliceGone(key));
+                return false;
+            }
+            Change::Pod(_) | Change::ConfigMap(..) | Change::Secret(..) => return false,
         };
-        self.node.set_service_env(env::variables(state.services()));
         self.tell(outputs);
+        true
     }
 
     /// Until every adopted pod has published how it is: their readiness belongs to the first sync.
