@@ -34,6 +34,7 @@ fn nft_answers() {
         let _ = nft::decode::parse_chain(bytes);
         let _ = nft::decode::parse_rule(bytes);
         let _ = nft::decode::parse_set(bytes);
+        let _ = nft::decode::parse_count(bytes);
         let _ = nft::decode::parse_elements(bytes);
         let _ = nft::decode::parse_counter(bytes);
     });

@@ -14,7 +14,7 @@ use longshore_core::ruleset::nft::{
     NftBatch, NftOp, NftTable, NumgenMode, Packed, Policy, Reg, RejectWith, Rule, Set, SetFlags, SetSpec,
     TableKey, Value, Verdict, ct_state, ct_status, diff,
 };
-use longshore_kernel::nft::{FakeNft, Nft, NftError, RealNft, Touched};
+use longshore_kernel::nft::{FakeNft, Guess, Nft, NftError, RealNft, Touched};
 
 const KEY4: [FieldType; 3] = [FieldType::Ipv4Addr, FieldType::InetProto, FieldType::InetService];
 
@@ -413,7 +413,55 @@ fn ten_thousand_services_are_one_transaction_and_one_change_stays_small() {
             println!("{} elements of {name} by key in {:?}", keys.len(), start.elapsed());
             assert!(found.iter().map(Option::as_ref).eq(set.elements.values().map(Some)), "{name}");
         }
+        let start = std::time::Instant::now();
+        let guessed = nft.dump_guessed(&key(), guess(&wanted)).await.unwrap();
+        println!("read back by a right guess in {:?}", start.elapsed());
+        assert_eq!(guessed.table.as_ref(), Some(&wanted));
         assert_eq!(read.table, Some(wanted));
+    });
+}
+
+fn guess(table: &NftTable) -> Guess {
+    let keys = |set: &Set| set.elements.keys().cloned().collect();
+    table.sets.iter().map(|(name, set)| (name.clone(), keys(set))).collect()
+}
+
+/// Strangers' elements, in whatever number, and ours that are gone, are seen as a dump sees them.
+#[test]
+fn whatever_is_guessed_what_is_read_is_what_is_there() {
+    common::in_new_netns(|| async {
+        let (nft, other) = (RealNft::open().unwrap(), RealNft::open().unwrap());
+        let believed = services(400, 5);
+        nft.apply(&batch(&key(), diff(None, Some(&believed))), None).await.unwrap();
+        let at = |first: u8, last: u8| ElementKey::of(&service(first, last));
+        let add = |keys: Vec<ElementKey>, like: &NftTable| {
+            let value = like.sets["services"].elements.values().next().unwrap().clone();
+            let elements = keys.into_iter().map(|key| Element { key, value: value.clone() }).collect();
+            NftOp::AddElements { set: "services".to_owned(), elements }
+        };
+        let del = |keys: Vec<ElementKey>| NftOp::DelElements { set: "services".to_owned(), keys };
+        let ours: Vec<ElementKey> = believed.sets["services"].elements.keys().take(2).cloned().collect();
+        let steps: [(&str, Vec<NftOp>); 6] = [
+            ("nothing", vec![]),
+            ("one more", vec![add(vec![at(99, 1)], &believed)]),
+            ("one of ours less, which another stands for", vec![del(vec![ours[0].clone()])]),
+            (
+                "as many as ours, and the other gone",
+                vec![add(vec![ours[0].clone()], &believed), del(vec![at(99, 1)])],
+            ),
+            ("two of ours less", vec![del(ours.clone())]),
+            ("no set at all", vec![NftOp::DelTable]),
+        ];
+        for (what, ops) in steps {
+            if !ops.is_empty() {
+                other.apply(&batch(&key(), ops), None).await.unwrap();
+            }
+            let dump = nft.dump(&key(), &[]).await.unwrap();
+            for guess in [guess(&believed), Guess::new(), dump.table.as_ref().map(guess).unwrap_or_default()]
+            {
+                assert_eq!(nft.dump_guessed(&key(), guess).await.unwrap(), dump, "{what}");
+            }
+        }
     });
 }
 

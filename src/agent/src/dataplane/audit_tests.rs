@@ -130,6 +130,55 @@ async fn what_was_never_told_is_found_at_once_in_the_chains_and_in_turn_among_th
     }
 }
 
+/// Elements of the maps that grow with Services.
+fn growing(table: &NftTable) -> usize {
+    let grows = |name: &str| SetId::from_name(name).is_some_and(SetId::grows);
+    table.sets.iter().filter(|(name, _)| grows(name)).map(|(_, set)| set.elements.len()).sum()
+}
+
+#[tokio::test]
+async fn a_restart_and_a_repair_ask_for_what_is_there_and_dump_no_map_that_grows() {
+    let node = Node::new();
+    settled(node.engine_without_ipvs(), many(1500)).await;
+    let (whole, written) = (table(&node), node.nft.batches().len());
+    let mut engine = settled(node.engine_without_ipvs(), many(1500)).await;
+    assert_eq!(node.nft.elements_guessed(), growing(&whole));
+    engine.repair(at(1)).await;
+    assert_eq!(node.nft.elements_guessed(), 3 * growing(&whole), "and the difference after it");
+    assert_eq!((table(&node), node.nft.batches().len()), (whole, written));
+}
+
+#[tokio::test]
+async fn a_restart_takes_out_what_nobody_wants_any_more_whether_the_kernel_counts_or_not() {
+    for counts in [true, false] {
+        let node = Node::new();
+        if !counts {
+            node.nft.count_nothing();
+        }
+        settled(node.engine_without_ipvs(), many(30)).await;
+        let fresh = Node::new();
+        settled(fresh.engine_without_ipvs(), many(20)).await;
+        let mut engine = settled(node.engine_without_ipvs(), many(20)).await;
+        assert_eq!(table(&node), table(&fresh), "counts: {counts}");
+        assert_eq!(engine.audit_whole(at(1)).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_restart_that_cannot_read_at_first_reads_later_and_writes_nothing() {
+    let node = Node::new();
+    settled(node.engine_without_ipvs(), many(30)).await;
+    let written = node.nft.batches().len();
+    let mut engine = node.engine_without_ipvs();
+    engine.start().await;
+    node.nft.faults.script("read table", Errno::ENOBUFS, 1);
+    many(30).into_iter().for_each(|change| take(&mut engine, change));
+    engine.sync(at(0)).await;
+    assert_eq!(engine.view().mode, "none");
+    assert_eq!(engine.audit(at(30)).await, 0);
+    assert_eq!((engine.view().mode.as_str(), node.nft.batches().len()), ("nftables", written));
+}
+
 #[tokio::test]
 async fn a_repair_that_was_asked_for_reads_everything() {
     let node = Node::new();

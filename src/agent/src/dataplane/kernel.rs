@@ -15,7 +15,7 @@ use longshore_core::service::cidr::Cidr;
 use longshore_kernel::iptables::{Iptables, IptablesError};
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
 use longshore_kernel::modules::Modules;
-use longshore_kernel::nft::{Nft, NftError, RealNft};
+use longshore_kernel::nft::{Guess, Nft, NftDump, NftError, RealNft};
 use longshore_kernel::route::{AddressOp, LOOPBACK, Link, RealRoutes, RouteError, Routes};
 use longshore_kernel::sysctl::{RealSysctls, Sysctls};
 use longshore_kernel::xtables::Xtables;
@@ -186,24 +186,36 @@ pub(super) struct Dump {
     pub(super) tables: [Option<NftTable>; 2],
 }
 
+impl Dump {
+    fn take(&mut self, mut read: NftDump, ipv6: bool) {
+        if let Some(table) = &mut read.table {
+            self.objects.extend(object::take_objects(table, ipv6));
+        }
+        self.tables[usize::from(ipv6)] = read.table;
+    }
+}
+
 pub(super) fn table_key(ipv6: bool) -> TableKey {
     TableKey::new(if ipv6 { Family::Ip6 } else { Family::Ip }, TABLE)
 }
 
 impl Kernel {
     /// Read everything back, IPVS and the device's addresses where `device` is given. Virtual servers within
-    /// `exclude` are somebody else's.
+    /// `exclude` are somebody else's. Of the tables, IPv4 and IPv6, a right guess makes it cheap.
     pub(super) async fn dump(
         &self,
         device: Option<&Link>,
         exclude: &[Cidr],
         ipv6: bool,
+        guesses: [Guess; 2],
     ) -> Result<Dump, KernelError> {
         let mut dump = Dump::default();
         if let Some(link) = device {
             dump.objects = self.dump_ipvs(link, exclude).await?;
         }
-        self.dump_tables(&mut dump, ipv6, &[]).await?;
+        for (family, guess) in [false, true].into_iter().zip(guesses).filter(|(family, _)| ipv6 || !family) {
+            dump.take(self.nft.dump_guessed(&table_key(family), guess).await?, family);
+        }
         Ok(dump)
     }
 
@@ -212,19 +224,10 @@ impl Kernel {
     pub(super) async fn outline(&self, ipv6: bool) -> Result<Dump, KernelError> {
         let growing: Vec<&str> = SetId::ALL.into_iter().filter(|set| set.grows()).map(SetId::name).collect();
         let mut dump = Dump::default();
-        self.dump_tables(&mut dump, ipv6, &growing).await?;
-        Ok(dump)
-    }
-
-    async fn dump_tables(&self, dump: &mut Dump, ipv6: bool, leave_out: &[&str]) -> Result<(), KernelError> {
         for family in [false, true].into_iter().filter(|family| ipv6 || !family) {
-            let mut read = self.nft.dump(&table_key(family), leave_out).await?;
-            if let Some(table) = &mut read.table {
-                dump.objects.extend(object::take_objects(table, family));
-            }
-            dump.tables[usize::from(family)] = read.table;
+            dump.take(self.nft.dump(&table_key(family), &growing).await?, family);
         }
-        Ok(())
+        Ok(dump)
     }
 
     async fn dump_ipvs(&self, link: &Link, exclude: &[Cidr]) -> Result<Objects, KernelError> {

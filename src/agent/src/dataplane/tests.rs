@@ -25,7 +25,7 @@ use longshore_core::ruleset::trace::{Fate, Origin};
 use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::{FakeIpvs, Ipvs, IpvsError, IpvsInfo, Reals};
 use longshore_kernel::netlink::{NetlinkError, Refusal};
-use longshore_kernel::nft::{FakeNft, Nft, NftDump, NftError, Touched};
+use longshore_kernel::nft::{FakeNft, Guess, Nft, NftDump, NftError, Touched};
 use longshore_kernel::route::{AddressOp, FakeRoutes, IpFamily, Link, LinkAddress, RouteError, Routes};
 use longshore_kernel::sysctl::{FakeSysctls, Sysctls};
 use nix::errno::Errno;
@@ -339,6 +339,9 @@ impl Nft for Dying {
     }
     async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError> {
         self.node.nft.dump(table, leave_out).await
+    }
+    async fn dump_guessed(&self, table: &TableKey, guess: Guess) -> Result<NftDump, NftError> {
+        self.node.nft.dump_guessed(table, guess).await
     }
     async fn elements(
         &self,

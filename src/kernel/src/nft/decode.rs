@@ -115,6 +115,13 @@ pub fn parse_set(payload: &[u8]) -> Result<Option<(String, SetSpec)>, Malformed>
     Ok(Some((name, SetSpec { key, map, flags, timeout_ms, size })))
 }
 
+/// How many elements the kernel counts in a set, where it says so: newer kernels do (`NFTA_SET_COUNT`).
+pub fn parse_count(payload: &[u8]) -> Result<Option<(String, u32)>, Malformed> {
+    let (_, attributes) = attributes(payload)?;
+    let Some(count) = attributes.find(attr::SET_COUNT)? else { return Ok(None) };
+    Ok(Some((text(&attributes, attr::SET_NAME)?, count.be32()?)))
+}
+
 /// An element as it lies in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawElement {
@@ -239,6 +246,7 @@ mod tests {
         let _ = parse_chain(payload);
         let _ = parse_rule(payload);
         let _ = parse_set(payload);
+        let _ = parse_count(payload);
         let _ = parse_elements(payload).map(join_ranges);
         let _ = parse_counter(payload);
     }

@@ -11,7 +11,7 @@ use longshore_core::ruleset::nft::{
 use nix::errno::Errno;
 use tokio::sync::Notify;
 
-use super::{CounterValue, Nft, NftDump, NftError, Touched};
+use super::{CounterValue, Guess, Nft, NftDump, NftError, Touched};
 use crate::fake::Faults;
 use crate::netlink::{NetlinkError, Refusal};
 
@@ -31,6 +31,8 @@ struct Inner {
     generation: u32,
     batches: Vec<NftBatch>,
     elements_read: usize,
+    elements_guessed: usize,
+    counts_nothing: bool,
 }
 
 impl FakeNft {
@@ -52,6 +54,16 @@ impl FakeNft {
     /// Elements that were read so far, by dumps and one by one: how a test asserts what a look cost.
     pub fn elements_read(&self) -> usize {
         self.lock().elements_read
+    }
+
+    /// Elements of these that no dump of their set was needed for.
+    pub fn elements_guessed(&self) -> usize {
+        self.lock().elements_guessed
+    }
+
+    /// Be a kernel that does not say how many elements a set has.
+    pub fn count_nothing(&self) {
+        self.lock().counts_nothing = true;
     }
 
     /// Change the ruleset without anybody being told, as the kernel never does.
@@ -131,6 +143,22 @@ impl Nft for FakeNft {
         let names = table.iter().flat_map(|table| table.counters.iter().cloned());
         let counters = names.map(|name| (name, CounterValue::default())).collect();
         Ok(NftDump { table, generation: inner.generation, rule_counters, counters })
+    }
+
+    async fn dump_guessed(&self, key: &TableKey, guess: Guess) -> Result<NftDump, NftError> {
+        let whole = self.dump(key, &[]).await?;
+        let mut inner = self.lock();
+        for (name, keys) in guess {
+            let set = whole.table.as_ref().and_then(|table| table.sets.get(&name));
+            let elements = set.map(|set| &set.elements).filter(|_| !inner.counts_nothing);
+            let right = |all: &&BTreeMap<ElementKey, ElementValue>| {
+                keys.iter().filter(|key| all.contains_key(key)).count() == all.len()
+            };
+            if let Some(all) = elements.filter(right) {
+                inner.elements_guessed += all.len();
+            }
+        }
+        Ok(whole)
     }
 
     async fn elements(

@@ -134,6 +134,9 @@ impl NftError {
     }
 }
 
+/// Keys that are probably in a table, by set.
+pub type Guess = BTreeMap<String, Vec<ElementKey>>;
+
 /// The nf_tables ruleset of one network namespace.
 #[async_trait]
 pub trait Nft: Send + Sync {
@@ -145,6 +148,11 @@ pub trait Nft: Send + Sync {
     /// put into dynamic ones. The cost grows with the elements read, and for a large set with their square:
     /// the kernel walks it from its beginning for every 32 KiB (`nf_tables_dump_set`).
     async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError>;
+
+    /// Read a table back whole, by a guess of the keys in some of its sets. Where these are all that the
+    /// kernel counts in a set, no dump of it is needed, and the cost grows with its elements only. A wrong
+    /// guess, and a kernel that does not count, cost the dump.
+    async fn dump_guessed(&self, table: &TableKey, guess: Guess) -> Result<NftDump, NftError>;
 
     /// Ask for single elements of a set without a time-out or ranges of one field: for each key its value,
     /// or `None` where there is no such element, set or table. Costs as much as is asked for.
@@ -163,7 +171,7 @@ pub trait Nft: Send + Sync {
 
     /// Wait until another program's commit touches a table of this name, of any family. The first call
     /// begins to listen; it says so at once where another program committed anything between the first dump
-    /// that left nothing out and now. What happened before that dump is in it. A call that was dropped loses
+    /// that left nothing out, guessed or not, and now. What happened before that dump is in it. A call that was dropped loses
     /// nothing, and one that finds something waiting does not wait.
     async fn touched_by_others(&self, name: &str) -> Result<Touched, NftError>;
 }

@@ -14,7 +14,7 @@ use super::decode::{self, RawElement};
 use super::encode::{self, Transaction};
 use super::watch::{Touched, Watch};
 use super::wire::{self, attr, kind, msg};
-use super::{CounterValue, Nft, NftDump, NftError};
+use super::{CounterValue, Guess, Nft, NftDump, NftError};
 use crate::netlink::socket::parse_ack;
 use crate::netlink::wire::{Builder, NLM_F_ACK, NLM_F_DUMP, NLMSG_ERROR, RawMessage};
 use crate::netlink::{NetlinkError, NetlinkSocket, Refusal, SharedSocket};
@@ -46,6 +46,14 @@ struct Memory {
     generation: Option<u32>,
 }
 
+/// What of a table is read, and how.
+#[derive(Debug)]
+struct Reading {
+    /// Sets whose elements are not.
+    leave_out: BTreeSet<String>,
+    guess: Guess,
+}
+
 impl RealNft {
     /// Open nf_tables of the calling thread's network namespace.
     pub fn open() -> Result<Self, NftError> {
@@ -65,6 +73,20 @@ impl RealNft {
             watch.missed_something();
         }
         Ok(watch)
+    }
+
+    async fn read_table(&self, table: &TableKey, reading: Reading) -> Result<NftDump, NftError> {
+        let (what, table) = (format!("table {table}"), table.clone());
+        let memory = Arc::clone(&self.memory);
+        let conversation = move |socket: &mut NetlinkSocket| {
+            let dump = dump_consistently(socket, &table, &reading)?;
+            if reading.leave_out.is_empty() {
+                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                memory.generation.get_or_insert(dump.generation);
+            }
+            Ok(dump)
+        };
+        self.read(what, conversation).await
     }
 
     async fn read<T: Send + 'static>(
@@ -100,18 +122,12 @@ impl Nft for RealNft {
     }
 
     async fn dump(&self, table: &TableKey, leave_out: &[&str]) -> Result<NftDump, NftError> {
-        let (what, table) = (format!("table {table}"), table.clone());
-        let leave_out: BTreeSet<String> = leave_out.iter().map(|set| (*set).to_owned()).collect();
-        let memory = Arc::clone(&self.memory);
-        let conversation = move |socket: &mut NetlinkSocket| {
-            let dump = dump_consistently(socket, &table, &leave_out)?;
-            if leave_out.is_empty() {
-                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-                memory.generation.get_or_insert(dump.generation);
-            }
-            Ok(dump)
-        };
-        self.read(what, conversation).await
+        let leave_out = leave_out.iter().map(|set| (*set).to_owned()).collect();
+        self.read_table(table, Reading { leave_out, guess: Guess::new() }).await
+    }
+
+    async fn dump_guessed(&self, table: &TableKey, guess: Guess) -> Result<NftDump, NftError> {
+        self.read_table(table, Reading { leave_out: BTreeSet::new(), guess }).await
     }
 
     async fn elements(
@@ -285,12 +301,12 @@ fn list_tables(socket: &mut NetlinkSocket) -> Result<Vec<TableKey>, NetlinkError
 fn dump_consistently(
     socket: &mut NetlinkSocket,
     table: &TableKey,
-    leave_out: &BTreeSet<String>,
+    reading: &Reading,
 ) -> Result<NftDump, NetlinkError> {
     let mut attempt = 1;
     loop {
         let before = generation(socket)?;
-        let dump = dump(socket, table, leave_out, before);
+        let dump = dump(socket, table, reading, before);
         if generation(socket)? == before || attempt == DUMP_ATTEMPTS {
             return dump;
         }
@@ -301,7 +317,7 @@ fn dump_consistently(
 fn dump(
     socket: &mut NetlinkSocket,
     key: &TableKey,
-    leave_out: &BTreeSet<String>,
+    reading: &Reading,
     generation: u32,
 ) -> Result<NftDump, NetlinkError> {
     let mut dump =
@@ -324,11 +340,15 @@ fn dump(
         }
         in_chain.rules.push(rule);
     }
+    let counts = if reading.guess.is_empty() { BTreeMap::new() } else { counts(socket, key)? };
     for (name, spec) in sets(socket, key)? {
         // What packets put into a set comes and goes, and can be more than all the rest.
-        let elements = match spec.flags.dynamic || leave_out.contains(&name) {
+        let elements = match spec.flags.dynamic || reading.leave_out.contains(&name) {
             true => BTreeMap::new(),
-            false => elements(socket, key, &name, &spec)?,
+            false => match guessed(socket, (key, &name, &spec), reading, &counts)? {
+                Some(all) => all,
+                None => elements(socket, key, &name, &spec)?,
+            },
         };
         table.sets.insert(name, Set { elements, ..Set::new(spec) });
     }
@@ -351,6 +371,44 @@ fn sets(socket: &mut NetlinkSocket, table: &TableKey) -> Result<BTreeMap<String,
         Err(NetlinkError::Refused(refusal)) if refusal.errno == Errno::ENOENT => Ok(BTreeMap::new()),
         Err(err) => Err(err),
     }
+}
+
+fn counts(socket: &mut NetlinkSocket, table: &TableKey) -> Result<BTreeMap<String, u32>, NetlinkError> {
+    let in_table = |builder: &mut Builder| builder.str(attr::SET_TABLE, &table.name);
+    let family = wire::family_number(table.family);
+    Ok(list(socket, msg::GETSET, family, in_table, decode::parse_count)?.into_iter().flatten().collect())
+}
+
+/// All elements of a set by a guess of their keys; `None` where they may be more than these. What the kernel
+/// counts is all there is but a catch-all element, which is none of the model's. It counts an element that
+/// is written or taken out when that is committed, and whether there was a commit meanwhile is asked after
+/// the whole dump.
+fn guessed(
+    socket: &mut NetlinkSocket,
+    (table, set, spec): (&TableKey, &str, &SetSpec),
+    reading: &Reading,
+    counts: &BTreeMap<String, u32>,
+) -> Result<Option<BTreeMap<ElementKey, ElementValue>>, NetlinkError> {
+    let (Some(keys), Some(count)) = (reading.guess.get(set), counts.get(set)) else { return Ok(None) };
+    let count = *count as usize;
+    // Ranges may be two elements each, and what times out goes without a commit.
+    if spec.flags.interval || spec.flags.timeout || keys.len() < count {
+        return Ok(None);
+    }
+    let mut all = BTreeMap::new();
+    if count == 0 {
+        return Ok(Some(all));
+    }
+    let mut may_miss = keys.len() - count;
+    for keys in keys.chunks(ASKED_BEFORE_GIVING_UP) {
+        let found = single_elements(socket, table, set, keys)?;
+        let missing = found.iter().filter(|value| value.is_none()).count();
+        let Some(rest) = may_miss.checked_sub(missing) else { return Ok(None) };
+        may_miss = rest;
+        let found = keys.iter().cloned().zip(found);
+        all.extend(found.filter_map(|(key, value)| Some((key, value?))));
+    }
+    Ok((all.len() == count).then_some(all))
 }
 
 fn elements(
@@ -380,6 +438,9 @@ fn elements(
     };
     Ok(elements.into_iter().map(own_timeout).collect())
 }
+
+/// A guess is known to be wrong when too many of its keys are missing; looked at so often.
+const ASKED_BEFORE_GIVING_UP: usize = 1024;
 
 /// As many elements are asked for in one request: their answers together fill a quarter of the receive
 /// buffer, which holds 208 KiB by default.

@@ -82,6 +82,7 @@ pub(super) mod attr {
     pub(in super::super) const SET_ID: u16 = 10;
     pub(in super::super) const SET_TIMEOUT: u16 = 11;
     pub(in super::super) const SET_USERDATA: u16 = 13;
+    pub(in super::super) const SET_COUNT: u16 = 20;
     pub(in super::super) const DESC_SIZE: u16 = 1;
     pub(in super::super) const DESC_CONCAT: u16 = 2;
     pub(in super::super) const FIELD_LEN: u16 = 1;

@@ -115,6 +115,8 @@ pub struct Engine {
     udp: UdpFrontends,
     /// An operation showed that the kernel is not as believed.
     suspect: bool,
+    /// What an earlier run left in the sets that grow with Services is not in `applied` yet.
+    unread: bool,
     sources_synced: bool,
     synced_at: Option<Timestamp>,
     /// The next round looks at every claim.
@@ -150,6 +152,7 @@ impl Engine {
             failures: BTreeMap::new(),
             udp: UdpFrontends::default(),
             suspect: false,
+            unread: false,
             sources_synced: false,
             synced_at: None,
             everything: false,
@@ -300,6 +303,12 @@ impl Engine {
             return None;
         };
         if !self.sources_synced {
+            return None;
+        }
+        if let Err(error) = self.read_rest(&served).await {
+            let reason = unavailable(&error);
+            tracing::warn!(%reason, "what an earlier run left cannot be read; tried again with the next audit");
+            self.mode = Mode::None { reason };
             return None;
         }
         let (began, refused) = (Instant::now(), self.counters.refusals);
@@ -490,6 +499,7 @@ impl Engine {
             self.mode = Mode::Serving(Box::new(served.clone()));
         }
         let heard = self.hear(&served.kernel).await;
+        self.read_rest(&served).await?;
         let mut dump = self.read(&served).await?;
         let rewritten = self.ensure_chains(&served, &dump.tables).await?;
         self.counters.drift += rewritten;

@@ -12,10 +12,11 @@ use longshore_core::ruleset::desired::BackEnd;
 use longshore_core::ruleset::diff::Applied;
 use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::node::{self, NodePortAddresses};
-use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
+use longshore_core::ruleset::object::{Claim, DEVICE, ObjectKey, Objects};
 
 use longshore_core::ruleset::render_ipt::{self, IptSettings};
 use longshore_kernel::iptables::Iptables;
+use longshore_kernel::nft::Guess;
 
 use super::super::kernel::{Dump, Kernel, KernelError, in_full};
 use super::super::settings;
@@ -66,17 +67,64 @@ impl Engine {
         };
         let served = Served { kernel, iptables, back_end, link, reason };
         let heard = self.hear(&served.kernel).await;
-        let mut dump = self.read(&served).await?;
+        // What is probably there is known with the sources; until then nothing of it is needed.
+        let waits = !self.sources_synced && back_end == BackEnd::Nftables;
+        let read = async |engine: &Engine, waits: bool| match waits {
+            true => served.kernel.outline(engine.ipv6).await,
+            false => engine.read(&served).await,
+        };
+        self.unread = true;
+        let mut dump = read(self, waits).await?;
+        // Of a table that was not there nothing has to be guessed.
+        self.unread = dump.tables.iter().any(Option::is_some);
+        let waits = waits && self.unread;
         if self.ensure_chains(&served, &dump.tables).await? > 0 {
             // A set of another shape was made anew, without what it held.
-            dump = self.read(&served).await?;
+            dump = read(self, waits).await?;
         }
         self.refresh_network(&served).await?;
-        self.remember_udp(&dump.objects);
-        self.applied = Applied::adopt(dump.objects);
+        self.take_over(dump.objects);
+        self.unread = waits;
         self.trust.untouched = heard;
-        self.soil_everything();
         Ok(served)
+    }
+
+    fn take_over(&mut self, objects: Objects) {
+        self.remember_udp(&objects);
+        self.applied = Applied::adopt(objects);
+        self.soil_everything();
+    }
+
+    /// Read what an earlier run left in the sets that grow with Services.
+    pub(super) async fn read_rest(&mut self, served: &Served) -> Result<(), KernelError> {
+        if self.unread {
+            let dump = self.read(served).await?;
+            self.take_over(dump.objects);
+            self.unread = false;
+        }
+        Ok(())
+    }
+
+    /// Keys that are probably in our tables: those the kernel acknowledged, and before it was read those that
+    /// are wanted, since an earlier run wanted nearly the same.
+    fn guesses(&self) -> [Guess; 2] {
+        let mut guesses = [Guess::new(), Guess::new()];
+        let mut note = |objects: &Objects| {
+            for key in objects.keys() {
+                if let ObjectKey::Element { set, ipv6, key } = key
+                    && set.grows()
+                {
+                    let keys = guesses[usize::from(*ipv6)].entry(set.name().to_owned()).or_default();
+                    keys.push(key.clone());
+                }
+            }
+        };
+        if self.unread {
+            self.desired.claims().for_each(|claim| note(&self.desired.objects(claim)));
+        } else {
+            self.applied.by_claim().for_each(|(_, objects)| note(&objects));
+        }
+        guesses
     }
 
     async fn set_timeouts(&self, kernel: &Kernel) -> Result<(), KernelError> {
@@ -154,7 +202,7 @@ impl Engine {
                 ..Dump::default()
             });
         }
-        served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6).await
+        served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6, self.guesses()).await
     }
 
     /// Bring the fixed chains and sets of our tables, as they were read, to what is wanted; how many tables
