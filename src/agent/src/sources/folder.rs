@@ -60,6 +60,19 @@ struct Written {
     document: usize,
 }
 
+/// What is to be kept of a folder, cheap to take and not written out yet.
+#[derive(Debug)]
+pub struct ToRemember(Vec<(ObjectId, Written)>);
+
+impl ToRemember {
+    pub fn written_out(&self) -> Vec<Remembered> {
+        let of = |(id, written): &(ObjectId, Written)| {
+            Remembered::of(id, &written.object, &written.path, written.document)
+        };
+        self.0.iter().filter_map(of).collect()
+    }
+}
+
 /// Fewer documents than this are not worth a second thread.
 const WORTH_A_THREAD: usize = 24;
 
@@ -96,6 +109,11 @@ struct Problem {
 pub struct Folder {
     root: PathBuf,
     files: BTreeMap<PathBuf, FileState>,
+    /// Which files have an object: the first by path has it, the others are problems.
+    holders: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
+    duplicates: BTreeMap<ObjectId, Vec<Problem>>,
+    /// Objects of files that changed since the daemon was told of them.
+    touched: BTreeSet<ObjectId>,
     /// What the daemon was told.
     published: BTreeMap<ObjectId, Written>,
     problems: BTreeMap<Problem, Timestamp>,
@@ -108,6 +126,9 @@ impl Folder {
         Self {
             root: root.to_owned(),
             files: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            duplicates: BTreeMap::new(),
+            touched: BTreeSet::new(),
             published: BTreeMap::new(),
             problems: BTreeMap::new(),
             gone: false,
@@ -124,9 +145,9 @@ impl Folder {
             let Ok(name) = path.strip_prefix(&self.root) else { continue };
             let key = ObjectKey::new(pod.key.namespace, pod.key.name);
             let object = Object::Pod { pod: pod.pod, uid: pod.uid };
-            let file = self.files.entry(name.to_owned()).or_default();
+            let name = name.to_owned();
             let written = Written { object, path: path.clone(), document };
-            file.objects.insert(ObjectId { kind: Kind::Pod, key }, written);
+            self.bring_back(name, ObjectId { kind: Kind::Pod, key }, written);
         }
     }
 
@@ -136,15 +157,19 @@ impl Folder {
             let (path, document) = (remembered.path.clone(), remembered.document);
             let Ok(name) = path.strip_prefix(&self.root).map(Path::to_path_buf) else { continue };
             let Some((id, object)) = remembered.recall() else { continue };
-            self.files.entry(name).or_default().objects.insert(id, Written { object, path, document });
+            self.bring_back(name, id, Written { object, path, document });
         }
     }
 
+    fn bring_back(&mut self, name: PathBuf, id: ObjectId, written: Written) {
+        self.hold(&id, &name);
+        self.files.entry(name).or_default().objects.insert(id, written);
+    }
+
     /// What the daemon was told beside pods, to be kept for [`Folder::recall`].
-    pub fn remembered(&self) -> Vec<Remembered> {
-        let told = self.published.iter();
-        told.filter_map(|(id, written)| Remembered::of(id, &written.object, &written.path, written.document))
-            .collect()
+    pub fn to_remember(&self) -> ToRemember {
+        let told = self.published.iter().filter(|(id, _)| id.kind != Kind::Pod);
+        ToRemember(told.map(|(id, written)| (id.clone(), written.clone())).collect())
     }
 
     /// Takes one look and returns what changed, in the order it should be heard: what pods refer to
@@ -168,14 +193,18 @@ impl Folder {
             self.returned_at = Some(now);
         }
         let forgiving = self.is_forgiving(now);
-        self.files.retain(|path, _| forgiving || files.contains_key(path));
+        let gone = |path: &&PathBuf| !forgiving && !files.contains_key(*path);
+        for path in self.files.keys().filter(gone).cloned().collect::<Vec<_>>() {
+            self.forget_file(&path);
+        }
         for (path, content) in files {
             self.take_file(path, content);
         }
-        let (winners, mut problems) = self.winners();
-        problems.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
+        let changes = self.publish(now);
+        let of_files = self.files.values().flat_map(|file| &file.problems);
+        let problems: Vec<Problem> = of_files.chain(self.duplicates.values().flatten()).cloned().collect();
         self.note_problems(problems, now);
-        self.publish(winners, now)
+        changes
     }
 
     /// When to look again although nothing happened: the end of the grace after a return.
@@ -208,70 +237,73 @@ impl Folder {
         forgiving
     }
 
-    fn take_file(&mut self, path: PathBuf, content: FileContent) {
-        let root = self.root.clone();
-        let file = self.files.entry(path.clone()).or_default();
-        let shown = root.join(&path).display().to_string();
-        match content {
-            FileContent::Same => {}
-            FileContent::Unreadable(why) => file.keep(shown, 0, format!("cannot be read: {why}")),
-            FileContent::Bytes(bytes) => match std::str::from_utf8(&bytes) {
-                Err(error) => {
-                    let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-                    file.keep(shown, line as u32, "is not UTF-8 text; save it as UTF-8".to_owned());
-                }
-                Ok(text) => file.read(&root.join(&path), shown, text),
-            },
-        }
+    fn hold(&mut self, id: &ObjectId, path: &Path) {
+        self.holders.entry(id.clone()).or_default().insert(path.to_owned());
+        self.touched.insert(id.clone());
     }
 
-    /// The first file by path that has an object has it; a later one is a problem naming both.
-    fn winners(&self) -> (BTreeMap<ObjectId, Written>, Vec<Problem>) {
-        let mut winners: BTreeMap<ObjectId, Written> = BTreeMap::new();
-        let mut problems = Vec::new();
-        for written in self.files.values().flat_map(|file| file.objects.iter()) {
-            let (id, written) = written;
-            match winners.get(id) {
-                None => drop(winners.insert(id.clone(), written.clone())),
-                Some(first) => problems.push(Problem {
-                    place: written.path.display().to_string(),
-                    object: Some(id.to_string()),
-                    message: format!(
-                        "{} has the same {id}, and the first file by name counts; rename or remove one of them",
-                        first.path.display()
-                    ),
-                }),
+    fn release(&mut self, id: &ObjectId, path: &Path) {
+        if let Some(paths) = self.holders.get_mut(id) {
+            paths.remove(path);
+            if paths.is_empty() {
+                self.holders.remove(id);
             }
         }
-        (winners, problems)
+        self.touched.insert(id.clone());
     }
 
-    fn publish(&mut self, winners: BTreeMap<ObjectId, Written>, now: Timestamp) -> Vec<Change> {
-        let before = std::mem::take(&mut self.published);
+    fn forget_file(&mut self, path: &Path) {
+        let file = self.files.remove(path).unwrap_or_default();
+        file.objects.keys().for_each(|id| self.release(id, path));
+    }
+
+    fn take_file(&mut self, path: PathBuf, content: FileContent) {
+        let mut file = self.files.remove(&path).unwrap_or_default();
+        if !matches!(content, FileContent::Same) {
+            file.objects.keys().for_each(|id| self.release(id, &path));
+            file.take(&self.root.join(&path), content);
+            file.objects.keys().for_each(|id| self.hold(id, &path));
+        }
+        self.files.insert(path, file);
+    }
+
+    /// Tells what of the touched objects changed. The first file by path that has an object has it; a later
+    /// one is a problem naming both.
+    fn publish(&mut self, now: Timestamp) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut pods = Vec::new();
-        let ids: BTreeSet<&ObjectId> = before.keys().chain(winners.keys()).collect();
-        for id in ids {
-            let (old, new) = (before.get(id), winners.get(id));
+        for id in std::mem::take(&mut self.touched) {
+            self.duplicates.remove(&id);
+            let paths = self.holders.get(&id).into_iter().flatten();
+            let mut all = paths.filter_map(|path| self.files.get(path)?.objects.get(&id));
+            let new = all.next().cloned();
+            if let Some(first) = &new {
+                let later: Vec<Problem> = all.map(|later| is_taken(&id, first, later)).collect();
+                if !later.is_empty() {
+                    self.duplicates.insert(id.clone(), later);
+                }
+            }
+            let old = match &new {
+                Some(new) => self.published.insert(id.clone(), new.clone()),
+                None => self.published.remove(&id),
+            };
             if old == new {
                 continue;
             }
-            if let Some(end) = old.and_then(|old| end_of_pod(id, old, new, now)) {
+            if let Some(end) = old.and_then(|old| end_of_pod(&id, &old, new.as_ref(), now)) {
                 changes.push(Change::Pod(Box::new(end)));
             }
             match new {
-                Some(new) => match change_to(id, new, now) {
+                Some(new) => match change_to(&id, &new, now) {
                     change @ Change::Pod(_) => pods.push(change),
                     change => changes.push(change),
                 },
-                None => changes.extend(change_to_gone(id)),
+                None => changes.extend(change_to_gone(&id)),
             }
         }
-        self.published = winners;
         changes.extend(pods);
         changes
     }
-
     fn note_problems(&mut self, problems: impl IntoIterator<Item = Problem>, now: Timestamp) {
         let before = std::mem::take(&mut self.problems);
         self.problems = problems
@@ -285,6 +317,21 @@ impl Folder {
 }
 
 impl FileState {
+    fn take(&mut self, path: &Path, content: FileContent) {
+        let shown = path.display().to_string();
+        match content {
+            FileContent::Same => {}
+            FileContent::Unreadable(why) => self.keep(shown, 0, format!("cannot be read: {why}")),
+            FileContent::Bytes(bytes) => match std::str::from_utf8(&bytes) {
+                Err(error) => {
+                    let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+                    self.keep(shown, line as u32, "is not UTF-8 text; save it as UTF-8".to_owned());
+                }
+                Ok(text) => self.read(path, shown, text),
+            },
+        }
+    }
+
     /// The file cannot be understood as a whole: all it last said stays.
     fn keep(&mut self, shown: String, line: u32, message: String) {
         let place = if line > 0 { format!("{shown}:{line}") } else { shown };
@@ -350,6 +397,18 @@ impl FileState {
     fn take_fault(&mut self, shown: &str, fault: Fault) {
         let place = if fault.line > 0 { format!("{shown}:{}", fault.line) } else { shown.to_owned() };
         self.problems.push(Problem { place, object: fault.object, message: fault.message });
+    }
+}
+
+/// What is said of an object that an earlier file has.
+fn is_taken(id: &ObjectId, first: &Written, later: &Written) -> Problem {
+    Problem {
+        place: later.path.display().to_string(),
+        object: Some(id.to_string()),
+        message: format!(
+            "{} has the same {id}, and the first file by name counts; rename or remove one of them",
+            first.path.display()
+        ),
     }
 }
 

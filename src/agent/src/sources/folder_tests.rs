@@ -335,3 +335,52 @@ proptest! {
         prop_assert_eq!(folder.counts(), (1, 1));
     }
 }
+
+/// What each of three files says of three objects: gone, or a value for some of them.
+fn history() -> impl Strategy<Value = Vec<Vec<Option<Vec<(u8, u8)>>>>> {
+    let file = proptest::option::weighted(0.7, proptest::collection::vec((0u8..3, 0u8..3), 1..3));
+    proptest::collection::vec(proptest::collection::vec(file, 3), 1..8)
+}
+
+fn said(look: &[Option<Vec<(u8, u8)>>]) -> Vec<(String, String)> {
+    let text = |objects: &Vec<(u8, u8)>| {
+        objects.iter().map(|(name, value)| config(&format!("o{name}"), &format!("v{value}"))).collect()
+    };
+    let files = look.iter().enumerate().filter_map(|(number, file)| Some((number, file.as_ref()?)));
+    files.map(|(number, objects)| (format!("f{number}.yaml"), text(objects))).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_history_of_files_ends_where_a_first_look_at_the_last_ones_ends(history in history()) {
+        let mut folder = folder();
+        let mut told: BTreeMap<String, String> = BTreeMap::new();
+        let mut before: Vec<(String, String)> = Vec::new();
+        let mut looks = 0;
+        for look in &history {
+            let now = said(look);
+            let same = |file: &(String, String)| before.contains(file);
+            let files: Vec<(&str, &str)> =
+                now.iter().map(|file| (file.0.as_str(), if same(file) { "=" } else { file.1.as_str() })).collect();
+            for change in folder.apply(scan(&files), at(looks)) {
+                let Change::ConfigMap(key, map) = change else { panic!("there is nothing else") };
+                match map {
+                    Some(map) => told.insert(key.name.to_string(), map.data.clone().unwrap()["k"].clone()),
+                    None => told.remove(&*key.name),
+                };
+            }
+            before = now;
+            looks += 1;
+        }
+        let mut fresh = Folder::new(Path::new("/m"));
+        let last: Vec<(&str, &str)> = before.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let mut wanted = BTreeMap::new();
+        for change in fresh.apply(scan(&last), at(looks)) {
+            let Change::ConfigMap(key, Some(map)) = change else { panic!("a first look removes nothing") };
+            wanted.insert(key.name.to_string(), map.data.clone().unwrap()["k"].clone());
+        }
+        prop_assert_eq!(told, wanted);
+        prop_assert_eq!(&folder.published, &fresh.published);
+        prop_assert_eq!(messages(&folder), messages(&fresh));
+    }
+}

@@ -199,7 +199,7 @@ impl Watcher {
             tokio::task::yield_now().await;
         }
         if keep {
-            self.keep();
+            self.keep().await;
         }
         self.tell();
         if readable && !*self.synced.borrow() {
@@ -208,10 +208,13 @@ impl Watcher {
         readable
     }
 
-    /// A small file on the daemon's own disk; what cannot be kept costs nothing until a restart.
-    fn keep(&self) {
-        let Some(path) = &self.options.memory else { return };
-        if let Err(error) = kept::save(path, &self.folder.remembered()) {
+    /// A file on the daemon's own disk; what cannot be kept costs nothing until a restart. It is written whole,
+    /// with thousands of objects for a while, and nobody but the next look waits for it.
+    async fn keep(&self) {
+        let Some(path) = self.options.memory.clone() else { return };
+        let told = self.folder.to_remember();
+        let saved = tokio::task::spawn_blocking(move || kept::save(&path, &told.written_out())).await;
+        if let Ok(Err(error)) = saved {
             tracing::warn!(error = error_chain(&error), "what the manifests say is not kept for a restart");
         }
     }
