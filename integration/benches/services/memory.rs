@@ -1,7 +1,8 @@
-//! Memory of the whole daemon, alone as a proxy: of a control plane, here the fake API server behind TLS, and
-//! of a folder of files.
+//! The whole daemon, alone as a proxy: its memory with a control plane, here the fake API server behind TLS, and
+//! with a folder of files, and how long what files say takes to the kernel.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use longshore_cluster::fake::FakeApi;
-use longshore_core::ruleset::nft::{Family, TableKey};
+use longshore_core::ruleset::nft::{self, ElementKey, Family, TableKey};
 use longshore_kernel::netns;
 use longshore_kernel::nft::{Nft, RealNft};
 use rustls::ServerConfig;
@@ -17,10 +18,14 @@ use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{Figure, NFTABLES, Report, command, service_json, slice_json, workspace};
+use super::{Figure, NFTABLES, Report, cluster_ip, command, service_json, slice_json, workspace};
 
 /// How long the daemon may take to fill the table.
 const FILLED_WITHIN: Duration = Duration::from_secs(120);
+/// How often a file is changed.
+const EDITS: usize = 20;
+/// Services and their slices in one file.
+const IN_ONE_FILE: usize = 200;
 /// After that it has nothing to do.
 const SETTLING: Duration = Duration::from_secs(5);
 
@@ -47,7 +52,7 @@ fn of_control_plane(report: &mut Report, services: usize, endpoints: usize) {
         runtime.block_on(serve(api, &kubeconfig));
         let mut daemon = daemon(folder.path());
         daemon.args(["--hostname-override", "n1"]).arg("--kubeconfig").arg(kubeconfig);
-        measure(report, daemon, ("a control plane", folder.path()), (services, endpoints));
+        measure(report, daemon, ("a control plane", folder.path()), (services, endpoints), |_| {});
     })
     .expect("the step in its namespace succeeds");
 }
@@ -56,19 +61,75 @@ fn of_files(report: &mut Report, services: usize, endpoints: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let manifests = folder.path().join("manifests");
     fs::create_dir(&manifests).expect("a folder for the figures and inputs");
-    for part in 0..services.div_ceil(200) {
-        let objects = (part * 200..services.min((part + 1) * 200))
-            .flat_map(|number| [service_json(number), slice_json(number, 0, endpoints)]);
-        let text: String = objects.map(|object| format!("---\n{object}\n")).collect();
-        fs::write(manifests.join(format!("{part:03}.yaml")), text).expect("a manifest is written");
+    for part in 0..services.div_ceil(IN_ONE_FILE) {
+        let numbers = part * IN_ONE_FILE..services.min((part + 1) * IN_ONE_FILE);
+        write_file(&manifests.join(format!("{part:03}.yaml")), numbers, |_| 0, endpoints);
     }
     netns::run_in_new(|| {
         command("ip link set lo up");
         let mut daemon = daemon(folder.path());
         daemon.arg("--standalone").arg("--manifests").arg(&manifests);
-        measure(report, daemon, ("files", folder.path()), (services, endpoints));
+        measure(report, daemon, ("files", folder.path()), (services, endpoints), |report| {
+            edits(report, &manifests, (services, endpoints));
+        });
     })
     .expect("the step in its namespace succeeds");
+}
+
+/// A manifest of these Services, put in its place at once.
+fn write_file(path: &Path, numbers: Range<usize>, first: impl Fn(usize) -> usize, endpoints: usize) {
+    let objects =
+        numbers.flat_map(|number| [service_json(number), slice_json(number, first(number), endpoints)]);
+    let text: String = objects.map(|object| format!("---\n{object}\n")).collect();
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).expect("a manifest is written");
+    fs::rename(&beside, path).expect("a manifest comes to its place");
+}
+
+/// One Service's endpoints changed in one file of many, until the kernel has it.
+fn edits(report: &mut Report, manifests: &Path, (services, endpoints): (usize, usize)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let nft = RealNft::open().expect("nf_tables opens");
+    let key = ElementKey::of(&[
+        nft::Value::Addr(cluster_ip(0).into()),
+        nft::Value::Proto(6),
+        nft::Value::Port(80),
+        nft::Value::Index(0),
+    ]);
+    let table = TableKey::new(Family::Ip, "longshore");
+    let keys = [key];
+    let held = || runtime.block_on(nft.elements(&table, "endpoints", &keys)).expect("an element is read");
+    let mut values = Vec::new();
+    for edit in 0..EDITS {
+        // All endpoints are others, so that the first place surely holds another.
+        let first = if edit % 2 == 0 { endpoints } else { 0 };
+        let before = held();
+        let at = manifests.join("000.yaml");
+        let began = Instant::now();
+        write_file(
+            &at,
+            0..services.min(IN_ONE_FILE),
+            |number| if number == 0 { first } else { 0 },
+            endpoints,
+        );
+        while held() == before {
+            assert!(began.elapsed() < FILLED_WITHIN, "a changed file never came to the kernel");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        values.push(began.elapsed().as_secs_f64() * 1000.0);
+        // The folder is read on, and what it says is kept.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    report.tell(Figure {
+        mode: NFTABLES,
+        name: "file of 200 Services written with one changed: to kernel",
+        services,
+        endpoints: services * endpoints,
+        unit: "ms",
+        values,
+        goal: Value::Null,
+        peer: Value::Null,
+    });
 }
 
 /// Begin to serve the API in this network namespace, and write how it is reached.
@@ -117,14 +178,27 @@ fn measure(
     mut daemon: Command,
     (source, folder): (&str, &Path),
     (services, endpoints): (usize, usize),
+    and_then: impl FnOnce(&mut Report),
 ) {
+    let began = Instant::now();
     let mut daemon = daemon.spawn().expect("the daemon starts");
+    let synced = first_sync(&folder.join("log"), &folder.join("errors"));
     if !wait_for_elements(services * (endpoints + 2)) {
         daemon.kill().expect("the daemon can be ended");
         daemon.wait().expect("the daemon can be waited for");
         let errors = fs::read_to_string(folder.join("errors")).expect("the file can be read");
         panic!("the table was not full after {FILLED_WITHIN:?}: {errors}");
     }
+    report.tell(Figure {
+        mode: NFTABLES,
+        name: &format!("start of the daemon to all in the kernel, of {source}"),
+        services,
+        endpoints: services * endpoints,
+        unit: "ms",
+        values: vec![(synced.unwrap_or_else(Instant::now) - began).as_secs_f64() * 1000.0],
+        goal: Value::Null,
+        peer: Value::Null,
+    });
     std::thread::sleep(SETTLING);
     let large = services == 10_000;
     for (name, field, goal, peer) in [
@@ -144,8 +218,24 @@ fn measure(
             peer: if large && field != "RssAnon" { peer } else { Value::Null },
         });
     }
+    and_then(report);
     daemon.kill().expect("the daemon can be ended");
     daemon.wait().expect("the daemon can be waited for");
+}
+
+/// When the daemon said that all is in the kernel.
+fn first_sync(log: &Path, errors: &Path) -> Option<Instant> {
+    let deadline = Instant::now() + FILLED_WITHIN;
+    let said = |path: &Path| {
+        fs::read_to_string(path).is_ok_and(|text| text.contains("first full sync is in the kernel"))
+    };
+    while Instant::now() < deadline {
+        if said(log) || said(errors) {
+            return Some(Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    None
 }
 
 /// Until the last endpoint is in the table.
