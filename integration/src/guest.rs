@@ -14,7 +14,7 @@ use crate::report::{LibtestOutput, Tally};
 use crate::tiers::{TestBinary, build_tests, workspace_root};
 use crate::{node, root};
 
-/// Loaded at boot; their dependencies follow.
+/// Loaded at boot; their dependencies follow. nf_tables is not among them.
 const MODULES: &[&str] = &[
     "ip_vs",
     "ip_vs_rr",
@@ -33,6 +33,32 @@ const MODULES: &[&str] = &[
     "ip_vs_mh",
     "nf_conntrack",
     "nf_conntrack_netlink",
+    "iptable_filter",
+    "iptable_nat",
+    "iptable_mangle",
+    "ip6table_filter",
+    "ip6table_nat",
+    "ip6table_mangle",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_nat",
+    "xt_recent",
+    "xt_statistic",
+    "xt_tcpudp",
+    "xt_sctp",
+    "xt_MASQUERADE",
+    "ipt_REJECT",
+    "ip6t_REJECT",
+    "dummy",
+    "veth",
+    "bridge",
+    "sctp",
+];
+
+/// Loaded before the tests that need them.
+const NF_TABLES: &[&str] = &[
     "nf_tables",
     "nft_nat",
     "nft_masq",
@@ -47,10 +73,17 @@ const MODULES: &[&str] = &[
     "nft_fib_ipv4",
     "nft_fib_ipv6",
     "nft_hash",
-    "dummy",
-    "veth",
-    "bridge",
-    "sctp",
+];
+
+/// The legacy variant of iptables: one program by many names, and what it loads.
+const XTABLES: &str = "/usr/sbin/xtables-legacy-multi";
+const XTABLES_NAMES: [&str; 6] = [
+    "iptables-legacy",
+    "iptables-legacy-save",
+    "iptables-legacy-restore",
+    "ip6tables-legacy",
+    "ip6tables-legacy-save",
+    "ip6tables-legacy-restore",
 ];
 
 /// iproute2, as Debian places it.
@@ -70,10 +103,21 @@ echo 1 > /proc/sys/kernel/printk # its messages would cut the tests' lines in tw
 echo 'longshore-guest: up'
 for module in $(cat /modules); do modprobe "$module" || echo "no module $module"; done
 export LONGSHORE_TIER=vm LONGSHORE_REQUIRE=vm RUST_BACKTRACE=0 PATH=/sbin:/bin HOME=/root LONGSHORE_SERVICE_CASES=/cases
+run() {
+  for test; do
+    [ -x "$test" ] || continue
+    echo "longshore-guest: run ${test##*/}"
+    "$test" --test-threads 1 --show-output --skip the_systemd_ 2>&1; echo "longshore-guest: code $?"
+  done
+}
+without=$(ls -d /tests/*without_nf_tables* 2>/dev/null)
+loads=$(cat /proc/sys/kernel/modprobe)
+echo > /proc/sys/kernel/modprobe # who asks for nf_tables would get it
+run $without
+echo "$loads" > /proc/sys/kernel/modprobe
+for module in $(cat /modules.nf_tables); do modprobe "$module" || echo "no module $module"; done
 for test in /tests/*; do
-  [ -x "$test" ] || continue
-  echo "longshore-guest: run ${test##*/}"
-  "$test" --test-threads 1 --show-output --skip the_systemd_ 2>&1; echo "longshore-guest: code $?"
+  case "$test" in *without_nf_tables*) ;; *) run "$test" ;; esac
 done
 echo 'longshore-guest: end'
 sync; poweroff -f
@@ -90,7 +134,7 @@ pub fn run_tests() -> Result<Tally> {
     }
     let accelerator = qemu::accelerator()?;
     let logs = node::log_folder("kernel-guest")?;
-    let deadline = Duration::from_secs(120) * accelerator.patience().min(4);
+    let deadline = Duration::from_secs(240) * accelerator.patience().min(4);
     let console = boot(accelerator, &binaries, &logs, END, deadline)?;
     count(&console, &binaries)
 }
@@ -183,6 +227,8 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
     fs::write(top.join("init"), INIT)?;
     fs::set_permissions(top.join("init"), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     fs::write(top.join("modules"), MODULES.join("\n"))?;
+    fs::write(top.join("modules.nf_tables"), NF_TABLES.join("\n"))?;
+    iptables(top)?;
     // Addresses, routes and pairs of interfaces beyond what busybox knows.
     fs::copy(IP, top.join("sbin/ip")).with_context(|| format!("cannot copy {IP}"))?;
     libraries(Path::new(IP), top)?;
@@ -197,6 +243,28 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
     let pack =
         format!("cd {} && find . | cpio --quiet -o -H newc | gzip -1 > {}", top.display(), out.display());
     Run::shell(&pack).check().map(drop)
+}
+
+/// Copies the programs of iptables' legacy variant.
+fn iptables(top: &Path) -> Result<()> {
+    fs::copy(XTABLES, top.join("sbin/xtables-legacy-multi"))
+        .with_context(|| format!("cannot copy {XTABLES}"))?;
+    for name in XTABLES_NAMES {
+        std::os::unix::fs::symlink("xtables-legacy-multi", top.join("sbin").join(name))?;
+    }
+    libraries(Path::new(XTABLES), top)?;
+    let list = Run::new("ldd").arg_path(Path::new(XTABLES)).check()?;
+    let library = list.split_whitespace().find(|word| word.starts_with('/') && word.contains("libxtables"));
+    // Its matches and targets lie beside its library.
+    let extensions = fs::canonicalize(Path::new(library.context("iptables has a library of its own")?))?
+        .with_file_name("xtables");
+    let place = top.join(extensions.strip_prefix("/")?);
+    fs::create_dir_all(&place)?;
+    for entry in fs::read_dir(&extensions).with_context(|| format!("cannot read {}", extensions.display()))? {
+        let entry = entry?;
+        fs::copy(entry.path(), place.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Copies the table of Service cases.
@@ -233,7 +301,8 @@ fn modules(root: &Path, top: &Path) -> Result<()> {
     };
     for line in dependencies.lines() {
         let Some((module, needs)) = line.split_once(':') else { continue };
-        if MODULES.contains(&name(module).as_str()) {
+        let name = name(module);
+        if MODULES.contains(&name.as_str()) || NF_TABLES.contains(&name.as_str()) {
             wanted.insert(module.to_owned());
             wanted.extend(needs.split_whitespace().map(str::to_owned));
         }

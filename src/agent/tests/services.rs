@@ -27,6 +27,7 @@ fn back_end(mode: Mode) -> BackEnd {
     match mode {
         Mode::Nftables => BackEnd::Nftables,
         Mode::Ipvs => BackEnd::Ipvs { scheduler: Scheduler::Rr },
+        Mode::IpvsByIptables => BackEnd::IpvsByIptables { scheduler: Scheduler::Rr },
         Mode::Iptables => BackEnd::Iptables,
     }
 }
@@ -128,7 +129,7 @@ fn wrong_packet(world: &Offline, mode: Mode, line: &PacketLine) -> Option<String
     if matches!(fate, Fate::Endpoints(_)) && affinity != expected.affinity() {
         let _ = write!(wrong, "\n    expected affinity {:?}, got {affinity:?}", expected.affinity());
     }
-    if mode == Mode::Ipvs && matches!(fate, Fate::Endpoints(_)) {
+    if mode.is_ipvs() && matches!(fate, Fate::Endpoints(_)) {
         let key = VirtualServerKey::new(dst.ip(), dst.port(), protocol);
         if let Some(ObjectValue::Server(server)) = world.applied().get(&ObjectKey::Server(key)).as_deref() {
             let kept = server.flags.persistent.then_some(server.timeout);
@@ -215,6 +216,11 @@ fn every_packet_meets_what_its_case_says_in_every_mode() {
 #[test]
 fn every_packet_meets_what_its_case_says_in_iptables_mode() {
     trace(&[Mode::Iptables]);
+}
+
+#[test]
+fn every_packet_meets_what_its_case_says_in_ipvs_mode_without_nf_tables() {
+    trace(&[Mode::IpvsByIptables]);
 }
 
 fn trace(modes: &[Mode]) {

@@ -21,7 +21,8 @@ use longshore_core::ids::ObjectKey;
 use longshore_core::service::view::DiffView;
 use longshore_kernel::iptables::{FakeIptables, Variant};
 use longshore_kernel::ipvs::FakeIpvs;
-use longshore_kernel::nft::FakeNft;
+use longshore_kernel::netlink::{NetlinkError, Refusal};
+use longshore_kernel::nft::{FakeNft, MissingNft, Nft, NftError};
 use longshore_kernel::route::FakeRoutes;
 use longshore_kernel::sysctl::FakeSysctls;
 use nix::errno::Errno;
@@ -52,13 +53,13 @@ impl Node {
     async fn start(&self, told: &BTreeMap<(bool, ObjectKey), Change>, now: Timestamp) -> Engine {
         let request = match self.mode {
             Mode::Nftables => ModeRequest::Nftables,
-            Mode::Ipvs => ModeRequest::Ipvs,
+            Mode::Ipvs | Mode::IpvsByIptables => ModeRequest::Ipvs,
             Mode::Iptables => ModeRequest::Iptables,
         };
         let config = DataplaneConfig::new(request, case::NODE, case::primary_addresses());
         let kernel = Kernel {
             ipvs: Ok(self.ipvs.clone()),
-            nft: self.nft.clone(),
+            nft: self.nf_tables(),
             routes: self.routes.clone(),
             flows: None,
             sysctls: Arc::new(FakeSysctls::new(&[])),
@@ -73,6 +74,16 @@ impl Node {
         engine.take(dataplane::Change::SourcesSynced);
         engine.sync(now).await;
         engine
+    }
+
+    fn nf_tables(&self) -> Arc<dyn Nft> {
+        match self.mode {
+            Mode::IpvsByIptables => {
+                let refused = NetlinkError::Refused(Refusal::new(Errno::EINVAL));
+                Arc::new(MissingNft::new(NftError::Unavailable(refused)))
+            }
+            _ => self.nft.clone(),
+        }
     }
 
     /// Every `period`th operation is refused from now on; 0 ends that.
@@ -210,7 +221,7 @@ proptest! {
     #[test]
     fn any_history_of_services_ends_where_a_fresh_start_ends(history in proptest::collection::vec(event(), 1..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        for mode in [Mode::Nftables, Mode::Ipvs, Mode::Iptables] {
+        for mode in [Mode::Nftables, Mode::Ipvs, Mode::IpvsByIptables, Mode::Iptables] {
             runtime.block_on(check(mode, &history))?;
         }
     }

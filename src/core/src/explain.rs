@@ -163,7 +163,7 @@ fn effective_policy(
     query: &Query,
 ) -> TrafficPolicy {
     let inside = kind.is_external() && query.origin != Origin::Outside;
-    let one_list = matches!(facts.desired.back_end(), BackEnd::Ipvs { .. });
+    let one_list = facts.desired.back_end().is_ipvs();
     match state.policy(kind) {
         TrafficPolicy::Local if inside && (!one_list || state.local.is_empty()) => TrafficPolicy::Cluster,
         policy => policy,

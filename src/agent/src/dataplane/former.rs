@@ -86,7 +86,7 @@ pub(super) async fn find(
 ) -> Found {
     let mut found = Found::default();
     if let (Some(goes), Ok(ipvs)) = (unwanted.ipvs, &kernel.ipvs)
-        && let Err(problem) = find_ipvs(kernel, ipvs.as_ref(), goes, exclude, &mut found).await
+        && let Err(problem) = find_ipvs((kernel, xtables), ipvs.as_ref(), (goes, exclude), &mut found).await
     {
         found.problems.push(problem);
     }
@@ -119,10 +119,9 @@ pub(super) async fn find(
 }
 
 async fn find_ipvs(
-    kernel: &Kernel,
+    (kernel, xtables): (&Kernel, Option<&dyn Xtables>),
     ipvs: &dyn Ipvs,
-    goes: IpvsGoes,
-    exclude: &[Cidr],
+    (goes, exclude): (IpvsGoes, &[Cidr]),
     found: &mut Found,
 ) -> Result<(), String> {
     let dump = ipvs.dump().await.map_err(|error| in_full(&error))?;
@@ -130,7 +129,7 @@ async fn find_ipvs(
     if dump.state.services.is_empty() && link.is_none() {
         return Ok(());
     }
-    let (ours, our_addresses) = ours(kernel).await?;
+    let (ours, our_addresses) = ours(kernel, xtables).await?;
     let addresses = kernel.routes.addresses().await.map_err(|error| in_full(&error))?;
     let mut scene = IpvsScene {
         state: dump.state,
@@ -163,8 +162,11 @@ async fn find_ipvs(
     Ok(())
 }
 
-/// Frontends and addresses that our own tables name.
-async fn ours(kernel: &Kernel) -> Result<(BTreeSet<Frontend>, BTreeSet<std::net::IpAddr>), String> {
+/// Frontends and addresses that our own tables name, and where there is no nf_tables, our chains.
+async fn ours(
+    kernel: &Kernel,
+    xtables: Option<&dyn Xtables>,
+) -> Result<(BTreeSet<Frontend>, BTreeSet<std::net::IpAddr>), String> {
     let (mut frontends, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     for ipv6 in [false, true] {
         let dump = kernel.nft.dump(&table_key(ipv6), &[]).await.map_err(|error| in_full(&error))?;
@@ -176,6 +178,14 @@ async fn ours(kernel: &Kernel) -> Result<(BTreeSet<Frontend>, BTreeSet<std::net:
                 _ => {}
             }
         }
+    }
+    let by_chains = frontends.is_empty() && addresses.is_empty();
+    let Some(xtables) = xtables.filter(|_| by_chains) else { return Ok((frontends, addresses)) };
+    for which in Which::ALL {
+        let saved = xtables.save(which).await.map_err(|error| in_full(&error))?;
+        let (served, held) = former::served_by_ipvs(&saved);
+        frontends.extend(served);
+        addresses.extend(held);
     }
     Ok((frontends, addresses))
 }

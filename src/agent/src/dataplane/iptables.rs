@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use longshore_core::ruleset::diff::Op;
 use longshore_core::ruleset::object::{ObjectKey, Objects};
-use longshore_kernel::iptables::{Iptables, IptablesError, RealIptables, Tools, apply_each};
+use longshore_kernel::iptables::{Iptables, IptablesError, RealIptables, Tools, Variant, apply_each};
 
 use super::kernel::KernelError;
 
@@ -14,7 +14,7 @@ type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Iptables>, IptablesErr
 
 /// Opens the programs when they are needed.
 #[derive(Clone)]
-pub struct OpenIptables(Arc<dyn Fn() -> Opening + Send + Sync>);
+pub struct OpenIptables(Arc<dyn Fn(Option<Variant>) -> Opening + Send + Sync>);
 
 impl std::fmt::Debug for OpenIptables {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -25,9 +25,9 @@ impl std::fmt::Debug for OpenIptables {
 impl OpenIptables {
     /// The installed programs, of the variant the node uses.
     pub fn installed() -> Self {
-        OpenIptables(Arc::new(|| {
-            Box::pin(async {
-                let programs = RealIptables::open(None, Tools::default()).await?;
+        OpenIptables(Arc::new(|variant| {
+            Box::pin(async move {
+                let programs = RealIptables::open(variant, Tools::default()).await?;
                 Ok(Arc::new(programs) as Arc<dyn Iptables>)
             })
         }))
@@ -35,14 +35,19 @@ impl OpenIptables {
 
     /// These, whenever asked.
     pub fn given(iptables: Arc<dyn Iptables>) -> Self {
-        OpenIptables(Arc::new(move || {
+        OpenIptables(Arc::new(move |_| {
             let iptables = iptables.clone();
             Box::pin(async move { Ok(iptables) })
         }))
     }
 
-    pub(super) async fn open(&self) -> Result<Arc<dyn Iptables>, IptablesError> {
-        (self.0)().await
+    /// The variant the node uses; the legacy one where the kernel has no nf_tables for the other.
+    pub(super) async fn open(&self, nf_tables: bool) -> Result<Arc<dyn Iptables>, IptablesError> {
+        let programs = (self.0)(None).await?;
+        if nf_tables || programs.features().variant == Variant::Legacy {
+            return Ok(programs);
+        }
+        (self.0)(Some(Variant::Legacy)).await
     }
 }
 
@@ -78,5 +83,24 @@ fn is_ipv6(op: &Op) -> bool {
         ObjectKey::Chain(id) => id.ipv6,
         ObjectKey::Hook(hook) => hook.to.ipv6,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_kernel::iptables::FakeIptables;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_nf_tables_the_legacy_programs_are_taken_whatever_the_node_uses() {
+        for used in [Variant::Nft, Variant::Legacy] {
+            let open = OpenIptables(Arc::new(move |asked| {
+                let programs = FakeIptables::new(asked.unwrap_or(used));
+                Box::pin(async move { Ok(Arc::new(programs) as Arc<dyn Iptables>) })
+            }));
+            let variant = async |nf_tables| open.open(nf_tables).await.unwrap().features().variant;
+            assert_eq!((variant(true).await, variant(false).await), (used, Variant::Legacy));
+        }
     }
 }

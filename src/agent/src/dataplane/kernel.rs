@@ -15,7 +15,7 @@ use longshore_core::service::cidr::Cidr;
 use longshore_kernel::iptables::{Iptables, IptablesError};
 use longshore_kernel::ipvs::{Ipvs, IpvsError, RealIpvs};
 use longshore_kernel::modules::Modules;
-use longshore_kernel::nft::{Guess, Nft, NftDump, NftError, RealNft};
+use longshore_kernel::nft::{Guess, MissingNft, Nft, NftDump, NftError, RealNft};
 use longshore_kernel::route::{AddressOp, LOOPBACK, Link, RealRoutes, RouteError, Routes};
 use longshore_kernel::sysctl::{RealSysctls, Sysctls};
 use longshore_kernel::xtables::Xtables;
@@ -51,11 +51,16 @@ impl Kernel {
     /// The kernel of the calling thread's network namespace.
     ///
     /// # Errors
-    /// Where nf_tables or rtnetlink cannot be used; IPVS may be missing.
+    /// Where rtnetlink cannot be used, or nf_tables not now; IPVS may be missing, and nf_tables too.
     pub fn open(flows: Option<Arc<dyn UdpFlows>>) -> Result<Self, KernelError> {
+        let nft: Arc<dyn Nft> = match RealNft::open() {
+            Ok(nft) => Arc::new(nft),
+            Err(why) if why.is_missing() => Arc::new(MissingNft::new(why)),
+            Err(error) => return Err(error.into()),
+        };
         Ok(Kernel {
             ipvs: RealIpvs::open().map(|ipvs| Arc::new(ipvs) as Arc<dyn Ipvs>),
-            nft: Arc::new(RealNft::open()?),
+            nft,
             routes: Arc::new(RealRoutes::open()?),
             flows,
             sysctls: Arc::new(RealSysctls::default()),
@@ -96,9 +101,9 @@ impl OpenKernel {
         self
     }
 
-    pub(super) async fn iptables(&self) -> Result<Arc<dyn Iptables>, String> {
+    pub(super) async fn iptables(&self, nf_tables: bool) -> Result<Arc<dyn Iptables>, String> {
         match &self.iptables {
-            Some(open) => open.open().await.map_err(|error| in_full(&error)),
+            Some(open) => open.open(nf_tables).await.map_err(|error| in_full(&error)),
             None => Err("there are no programs for it".to_owned()),
         }
     }
@@ -230,7 +235,8 @@ impl Kernel {
         Ok(dump)
     }
 
-    async fn dump_ipvs(&self, link: &Link, exclude: &[Cidr]) -> Result<Objects, KernelError> {
+    /// Virtual and real servers, and the device's addresses.
+    pub(super) async fn dump_ipvs(&self, link: &Link, exclude: &[Cidr]) -> Result<Objects, KernelError> {
         let mut ipvs = self.ipvs.as_ref().map_err(Clone::clone)?.dump().await?.state;
         ipvs.services.retain(|key, _| !is_excluded(key, exclude));
         let mut objects = object::of_ipvs(&ipvs);

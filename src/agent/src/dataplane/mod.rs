@@ -18,6 +18,8 @@ mod settings;
 mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod without_nft_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

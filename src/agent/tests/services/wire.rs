@@ -391,7 +391,7 @@ pub async fn run_in_turn(world: &World, cases: &[Case], way: &Way) -> Vec<String
 fn config(case: &Case, mode: Mode) -> DataplaneConfig {
     let request = match mode {
         Mode::Nftables => ModeRequest::Nftables,
-        Mode::Ipvs => ModeRequest::Ipvs,
+        Mode::Ipvs | Mode::IpvsByIptables => ModeRequest::Ipvs,
         Mode::Iptables => ModeRequest::Iptables,
     };
     let new = DataplaneConfig::new(request, case::NODE, case::primary_addresses());

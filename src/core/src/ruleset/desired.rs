@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use shared::{SharedChain, SharedChains, Touched};
+use shared::{Scheme, SharedChain, SharedChains, Touched};
 
 use super::ipt::ChainId;
 use super::ipvs::Scheduler;
@@ -15,21 +15,43 @@ use super::model::ServicePortState;
 use super::object::{Claim, ObjectKey, ObjectValue, Objects, Spread};
 use super::render_ipt::{self, Gathered, IptSettings};
 use super::render_ipvs::{self, NodeNetwork};
+use super::render_ipvs_ipt;
 use super::render_nft;
 use crate::service::PortId;
 
 /// What renders the claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackEnd {
-    Ipvs { scheduler: Scheduler },
+    Ipvs {
+        scheduler: Scheduler,
+    },
+    /// The same where the kernel has no nf_tables: iptables chains stand around the virtual servers.
+    IpvsByIptables {
+        scheduler: Scheduler,
+    },
     Nftables,
     Iptables,
 }
 
 impl BackEnd {
+    /// Whether virtual servers carry the packets.
+    pub fn is_ipvs(self) -> bool {
+        matches!(self, BackEnd::Ipvs { .. } | BackEnd::IpvsByIptables { .. })
+    }
+
+    /// What iptables chains are for in it; `None` where it has none.
+    fn scheme(self) -> Option<Scheme> {
+        match self {
+            BackEnd::IpvsByIptables { .. } => Some(Scheme::Ipvs),
+            BackEnd::Iptables => Some(Scheme::Iptables),
+            BackEnd::Ipvs { .. } | BackEnd::Nftables => None,
+        }
+    }
+
     fn claims(self, state: &ServicePortState, node: &NodeNetwork) -> BTreeSet<Claim> {
         match self {
             BackEnd::Ipvs { .. } => render_ipvs::claims(state, node),
+            BackEnd::IpvsByIptables { .. } => render_ipvs_ipt::claims(state, node),
             BackEnd::Nftables => render_nft::claims(state, node),
             BackEnd::Iptables => render_ipt::claims(state, node),
         }
@@ -79,7 +101,7 @@ pub struct Desired {
     claims: BTreeMap<Claim, Vec<Arc<ServicePortState>>>,
     /// Frontends with more than one of them.
     contested: BTreeSet<Claim>,
-    /// iptables mode: the chains that no single Service makes.
+    /// The iptables chains that no single Service makes.
     chains: SharedChains,
     /// How many service ports are spread by each chain, by their urgency. Nearly all share a few, so
     /// that a list of them would make every change as slow as there are Services.
@@ -104,7 +126,7 @@ impl Desired {
             prepared: BTreeSet::new(),
             with_backends: [0; 2],
         };
-        desired.chains.reset(back_end == BackEnd::Iptables);
+        desired.chains.reset(back_end.scheme());
         desired
     }
 
@@ -123,7 +145,7 @@ impl Desired {
             return BTreeSet::new();
         }
         self.chains.settings = settings;
-        if self.back_end == BackEnd::Iptables { self.remake() } else { BTreeSet::new() }
+        if self.back_end.scheme().is_some() { self.remake() } else { BTreeSet::new() }
     }
 
     /// What iptables mode is set to.
@@ -142,7 +164,7 @@ impl Desired {
         after: Option<&Arc<ServicePortState>>,
     ) -> BTreeSet<Claim> {
         let mut dirty = BTreeSet::new();
-        let shared = (self.back_end == BackEnd::Iptables).then(|| self.shared_of(before, after));
+        let shared = self.back_end.scheme().map(|_| self.shared_of(before, after));
         if let Some(before) = before {
             let claims = self.back_end.claims(before, &self.node);
             claims.iter().for_each(|claim| self.release(claim, before));
@@ -199,13 +221,13 @@ impl Desired {
         after: Option<&Arc<ServicePortState>>,
     ) -> Touched {
         let of = |state: Option<&Arc<ServicePortState>>| -> Vec<Claim> {
-            let claims = state.into_iter().flat_map(|state| render_ipt::claims(state, &self.node));
+            let claims = state.into_iter().flat_map(|state| self.back_end.claims(state, &self.node));
             let gathered = |claim: &Claim| matches!(claim, Claim::Hairpin(_) | Claim::HealthPort { .. });
             claims.filter(gathered).collect()
         };
         let all = [of(before), of(after)].concat();
         let gathered = all.into_iter().map(|claim| (claim, self.claims.contains_key(&claim))).collect();
-        Touched { leaves: self.chains.touched(before, after), gathered }
+        Touched { leaves: self.chains.touched(before, after, &self.node), gathered }
     }
 
     /// Bring the shared chains up to date with the claims.
@@ -221,7 +243,7 @@ impl Desired {
         }
         for leaf in touched.leaves {
             let holder = self.claims.get(&leaf.claim()).and_then(|holders| holders.first()).cloned();
-            self.chains.place(leaf, holder.as_ref(), dirty);
+            self.chains.place(leaf, (holder.as_ref(), &self.node), dirty);
         }
     }
 
@@ -251,14 +273,15 @@ impl Desired {
     fn chain(&self, id: &ChainId) -> Objects {
         let rules = match self.chains.part(id) {
             Some(SharedChain::Fixed) => {
-                return render_ipt::fixed(id, &self.chains.settings, &self.node, &self.gathered(id.ipv6));
+                let gathered = self.gathered(id.ipv6);
+                return self.chains.scheme.fixed(id, &self.chains.settings, &self.node, &gathered);
             }
-            Some(SharedChain::Node(node)) => Some(self.chains.node_rules(node, |entry| {
+            Some(SharedChain::Node(node)) => Some(self.chains.node_rules(node, &self.node, |entry| {
                 self.claims.get(&shared::claim_of(entry)).and_then(|holders| holders.first())
             })),
-            None => self
-                .holder(&Claim::Chain(*id))
-                .and_then(|state| render_ipt::service_chain(id, state, &self.node, &self.chains.settings)),
+            None => self.holder(&Claim::Chain(*id)).and_then(|state| {
+                self.chains.scheme.service_chain(id, state, &self.node, &self.chains.settings)
+            }),
         };
         let object = |rules: Vec<_>| (ObjectKey::Chain(*id), ObjectValue::Rules(rules));
         rules.map(object).into_iter().collect()
@@ -298,7 +321,7 @@ impl Desired {
         self.with_backends = [0; 2];
         self.contested.clear();
         dirty.extend(self.chains.claims());
-        self.chains.reset(self.back_end == BackEnd::Iptables);
+        self.chains.reset(self.back_end.scheme());
         dirty.extend(self.chains.claims());
         for state in states.values() {
             dirty.extend(self.change(None, Some(state)));
@@ -318,6 +341,9 @@ impl Desired {
         let winner = self.claims.get(claim).and_then(|holders| holders.first());
         winner.map_or_else(Objects::new, |state| match self.back_end {
             BackEnd::Ipvs { scheduler } => render_ipvs::objects(claim, state, &self.node, scheduler),
+            BackEnd::IpvsByIptables { scheduler } => {
+                render_ipvs::server_objects(claim, state, &self.node, scheduler)
+            }
             BackEnd::Nftables => self.nftables_objects(claim, state),
             // Everything is in chains.
             BackEnd::Iptables => Objects::new(),

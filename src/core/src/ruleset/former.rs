@@ -7,7 +7,10 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use super::Protocol;
+use super::ipt::{Match, Target, parse, tree};
 use super::ipvs::{Connections, IpvsOp, IpvsState, RealServerKey, VirtualServerKey};
+use super::render_ipt;
+use super::render_ipvs_ipt;
 use crate::service::cidr::Cidr;
 
 /// Node ports as every control plane gives them by default; on a host's own address only virtual
@@ -116,6 +119,41 @@ fn target(rule: &str) -> Option<&str> {
     }
     let at = words.iter().rposition(|word| matches!(*word, "-j" | "-g"))?;
     words.get(at + 1).copied()
+}
+
+/// Frontends and addresses that our chains around virtual servers name, as `iptables-save` shows them; none
+/// where iptables mode made the chains.
+pub fn served_by_ipvs(saved: &str) -> (BTreeSet<Frontend>, BTreeSet<IpAddr>) {
+    let (mut frontends, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    let tables = tables(saved);
+    let mangle = tables.iter().find(|table| table.name == "mangle");
+    if mangle.is_none_or(|table| !table.chains.contains(&render_ipvs_ipt::SERVICES.as_str())) {
+        return (frontends, addresses);
+    }
+    for rule in tables.iter().flat_map(|table| &table.rules) {
+        let ours = rule.text.starts_with(tree::ADDRESS_STEM);
+        let Some(rule) = parse::rule(rule.text.split_once(' ').unwrap_or_default().1).filter(|_| ours) else {
+            continue;
+        };
+        let at = rule.matches.iter().find_map(|one| match one {
+            Match::Destination { within, not: false } if *within == Cidr::host(within.first()) => {
+                Some(within.first())
+            }
+            _ => None,
+        });
+        let port = rule.matches.iter().find_map(|one| match one {
+            Match::Ports(protocol, first, _) => Some((*first, *protocol)),
+            _ => None,
+        });
+        match (at, port) {
+            (Some(addr), Some((port, protocol))) => drop(frontends.insert((addr, port, protocol))),
+            (Some(addr), None) if rule.target == Target::Jump(render_ipt::REJECT) => {
+                addresses.insert(addr);
+            }
+            _ => {}
+        }
+    }
+    (frontends, addresses)
 }
 
 /// A virtual server that belongs to nobody who is still there.
@@ -251,6 +289,23 @@ COMMIT
         fn any_saved_text_is_survived(text in "[-*:A-Z\" \\\\\nj]{0,80}") {
             let _ = without_chains(&text, is_kube_proxys);
         }
+    }
+
+    #[test]
+    fn what_our_chains_around_virtual_servers_name_is_ours() {
+        use super::super::ipt::text::Restore;
+        use super::super::world::{World, chain_config};
+        let spec = serde_json::json!({"type": "NodePort", "clusterIP": "10.96.0.1",
+            "ports": [{"name": "p", "port": 80, "nodePort": 30080}]});
+        let named = |mut world: World| {
+            let ops = world.service("web", spec.clone(), &[]).endpoints("web", &["10.244.1.1"]).plan(true);
+            served_by_ipvs(&Restore::of(false, &ops).text)
+        };
+        let (frontends, addresses) = named(World::ipvs_by_iptables(chain_config()));
+        assert!(frontends.contains(&(addr("10.96.0.1"), 80, Protocol::Tcp)), "{frontends:?}");
+        assert!(frontends.contains(&(addr("192.168.0.1"), 30_080, Protocol::Tcp)), "{frontends:?}");
+        assert_eq!(addresses, BTreeSet::from([addr("10.96.0.1")]));
+        assert_eq!(named(World::iptables(chain_config())), Default::default());
     }
 
     fn addr(text: &str) -> IpAddr {

@@ -18,6 +18,7 @@ pub mod offline;
 mod places;
 pub mod render_ipt;
 pub mod render_ipvs;
+pub mod render_ipvs_ipt;
 pub mod render_nft;
 mod stored;
 pub mod text;

@@ -56,7 +56,9 @@ impl Offline {
         let chains = [false, true].map(|ipv6| match back_end {
             BackEnd::Ipvs { .. } => chains::ipvs_table(config, ipv6),
             // iptables mode has chains of its own, among the objects.
-            BackEnd::Nftables | BackEnd::Iptables => chains::nftables_table(config, ipv6),
+            BackEnd::Nftables | BackEnd::Iptables | BackEnd::IpvsByIptables { .. } => {
+                chains::nftables_table(config, ipv6)
+            }
         });
         let topology = NodeTopology { name: node.name.clone(), zone: node.zone.clone() };
         let mut desired = Desired::new(back_end, network);

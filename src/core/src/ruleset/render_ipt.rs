@@ -28,22 +28,22 @@ const PREFIX: &str = "LONGSHORE";
 const SERVICES: ChainName = ChainName::fixed("LONGSHORE-SERVICES");
 const OUTSIDE: ChainName = ChainName::fixed("LONGSHORE-OUTSIDE");
 const NODE_PORTS: ChainName = ChainName::fixed("LONGSHORE-NP");
-const MARK: ChainName = ChainName::fixed("LONGSHORE-MARK");
-const POSTROUTING: ChainName = ChainName::fixed("LONGSHORE-POSTROUTING");
-const MASQUERADE: ChainName = ChainName::fixed("LONGSHORE-MASQUERADE");
-const HAIRPIN: ChainName = ChainName::fixed("LONGSHORE-HAIRPIN");
-const INPUT: ChainName = ChainName::fixed("LONGSHORE-INPUT");
-const FORWARD: ChainName = ChainName::fixed("LONGSHORE-FORWARD");
+pub(super) const MARK: ChainName = ChainName::fixed("LONGSHORE-MARK");
+pub(super) const POSTROUTING: ChainName = ChainName::fixed("LONGSHORE-POSTROUTING");
+pub(super) const MASQUERADE: ChainName = ChainName::fixed("LONGSHORE-MASQUERADE");
+pub(super) const HAIRPIN: ChainName = ChainName::fixed("LONGSHORE-HAIRPIN");
+pub(super) const INPUT: ChainName = ChainName::fixed("LONGSHORE-INPUT");
+pub(super) const FORWARD: ChainName = ChainName::fixed("LONGSHORE-FORWARD");
 const OUTPUT: ChainName = ChainName::fixed("LONGSHORE-OUTPUT");
 const BLOCK: ChainName = ChainName::fixed("LONGSHORE-BLOCK");
-const REJECT: ChainName = ChainName::fixed("LONGSHORE-REJECT");
-const HEALTH: ChainName = ChainName::fixed("LONGSHORE-HEALTH");
+pub(super) const REJECT: ChainName = ChainName::fixed("LONGSHORE-REJECT");
+pub(super) const HEALTH: ChainName = ChainName::fixed("LONGSHORE-HEALTH");
 /// Network plug-ins and others jump to this chain of nat to have a packet's source rewritten (the port
 /// mapping plug-in's `externalSetMarkChain`, KEP-3178 lists more). It is made where nobody has.
-const KUBE_MARK_MASQ: ChainName = ChainName::fixed("KUBE-MARK-MASQ");
+pub(super) const KUBE_MARK_MASQ: ChainName = ChainName::fixed("KUBE-MARK-MASQ");
 /// Container images that bring both variants of iptables look for this chain of mangle to find out which
 /// one the node uses (KEP-3178, `iptables-wrapper`). It is empty.
-const KUBE_IPTABLES_HINT: ChainName = ChainName::fixed("KUBE-IPTABLES-HINT");
+pub(super) const KUBE_IPTABLES_HINT: ChainName = ChainName::fixed("KUBE-IPTABLES-HINT");
 
 /// What tells a rule of ours in a chain with a name that is not ours.
 pub const COMPAT_COMMENT: &str = "made by longshore";
@@ -172,7 +172,7 @@ fn reached(state: &ServicePortState, inside: bool) -> bool {
     matches!(state.target(FrontendKind::NodePort, inside), Goes::Endpoints(_))
 }
 
-fn is_guarded(state: &ServicePortState) -> bool {
+pub(super) fn is_guarded(state: &ServicePortState) -> bool {
     !state.spec.source_ranges.is_empty() && !state.spec.load_balancer_ips.is_empty()
 }
 
@@ -287,13 +287,13 @@ pub fn service_chain(
     })
 }
 
-fn from(range: Cidr, target: Target) -> Rule {
+pub(super) fn from(range: Cidr, target: Target) -> Rule {
     Rule::new(Match::source(range).into_iter().collect(), target)
 }
 
 /// The admitted ranges, and the load balancer's own addresses where the node is among them: a packet the
 /// node sends to such an address has it as its source too.
-fn admitted(state: &ServicePortState, node: &NodeNetwork) -> Vec<Cidr> {
+pub(super) fn admitted(state: &ServicePortState, node: &NodeNetwork) -> Vec<Cidr> {
     let mut ranges = state.spec.source_ranges.clone();
     if node.node_port_addresses.iter().any(|addr| ranges.iter().any(|range| range.contains(*addr))) {
         ranges.extend(state.spec.load_balancer_ips.iter().copied().map(Cidr::host));
@@ -352,7 +352,7 @@ fn external(state: &ServicePortState, settings: &IptSettings) -> Vec<Rule> {
 }
 
 /// How packets of pods are told, each way by itself.
-fn pods(config: &ChainConfig, ipv6: bool) -> impl Iterator<Item = Vec<Match>> + '_ {
+pub(super) fn pods(config: &ChainConfig, ipv6: bool) -> impl Iterator<Item = Vec<Match>> + '_ {
     let of_family = config.cluster_cidrs.iter().filter(move |cidr| cidr.first().is_ipv6() == ipv6);
     let by_address = of_family.map(|cidr| Match::source(*cidr).into_iter().collect());
     let by_interface = config.pod_interface.iter().map(|interface| {
@@ -403,11 +403,7 @@ pub fn health_chain(ipv6: bool) -> ChainId {
 
 /// The objects of a fixed chain: itself, and the jumps into it from built-in chains.
 pub fn fixed(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered: &Gathered) -> Objects {
-    let rules = match id.table {
-        Table::Nat => nat_rules(id, settings, node, gathered),
-        Table::Filter => filter_rules(id, settings, node, gathered),
-        Table::Mangle => Vec::new(),
-    };
+    let rules = fixed_rules(id, settings, node, gathered);
     let hooks: &[Builtin] = match id.name {
         SERVICES => &[Builtin::Prerouting, Builtin::Output],
         POSTROUTING => &[Builtin::Postrouting],
@@ -422,6 +418,20 @@ pub fn fixed(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered:
     };
     let chain = (ObjectKey::Chain(*id), ObjectValue::Rules(rules));
     std::iter::once(chain).chain(hooks.iter().map(hook)).collect()
+}
+
+/// The rules of a fixed chain.
+pub(super) fn fixed_rules(
+    id: &ChainId,
+    settings: &IptSettings,
+    node: &NodeNetwork,
+    gathered: &Gathered,
+) -> Vec<Rule> {
+    match id.table {
+        Table::Nat => nat_rules(id, settings, node, gathered),
+        Table::Filter => filter_rules(id, settings, node, gathered),
+        Table::Mangle => Vec::new(),
+    }
 }
 
 fn nat_rules(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered: &Gathered) -> Vec<Rule> {
@@ -463,7 +473,7 @@ fn hairpin(addr: IpAddr, settings: &IptSettings) -> Rule {
 
 /// Mark what does not come from a pod, as cluster addresses want it. The node's own packets are told by
 /// their source; where pods are told by nothing, only those are marked.
-fn outside(settings: &IptSettings, ipv6: bool) -> Vec<Rule> {
+pub(super) fn outside(settings: &IptSettings, ipv6: bool) -> Vec<Rule> {
     let mark = Target::Jump(MARK);
     if settings.chains.masquerade_all {
         return vec![Rule::always(mark)];

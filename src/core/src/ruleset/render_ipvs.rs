@@ -58,6 +58,24 @@ pub fn frontends<'a>(
 /// The objects of a claim, given the state that won it.
 pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork, scheduler: Scheduler) -> Objects {
     let mut objects = shared_objects(claim, state, node);
+    objects.extend(server_objects(claim, state, node, scheduler));
+    if let Claim::Frontend { addr, port, protocol } = claim {
+        let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
+        if let Some((kind, ..)) = found {
+            add_class(&mut objects, (*addr, *port, *protocol), class(state, kind));
+        }
+    }
+    objects
+}
+
+/// Of a claim's objects, virtual and real servers and the device's address.
+pub(super) fn server_objects(
+    claim: &Claim,
+    state: &ServicePortState,
+    node: &NodeNetwork,
+    scheduler: Scheduler,
+) -> Objects {
+    let mut objects = Objects::new();
     match claim {
         Claim::Address(addr) => {
             objects.insert(ObjectKey::Address(*addr), ObjectValue::Address);
@@ -65,7 +83,6 @@ pub fn objects(claim: &Claim, state: &ServicePortState, node: &NodeNetwork, sche
         Claim::Frontend { addr, port, protocol } => {
             let found = frontends(state, node).find(|(_, at, number)| at == addr && number == port);
             if let Some((kind, ..)) = found {
-                add_class(&mut objects, (*addr, *port, *protocol), class(state, kind));
                 let key = VirtualServerKey::new(*addr, *port, *protocol);
                 add_frontend(&mut objects, (key, kind), state, scheduler);
             }

@@ -16,7 +16,7 @@ use super::ipvs::{RealServerKey, VirtualServerKey};
 use super::nft::{ChainType, Hook, NftTable};
 use super::object::{Claim, ObjectKey, ObjectValue};
 use super::render_ipvs::NodeNetwork;
-pub use ipt::{iptables, iptables_visits};
+pub use ipt::{iptables, iptables_visits, ipvs_by_iptables};
 use machine::{Machine, Outcome};
 
 /// Where a packet comes from.
@@ -88,6 +88,7 @@ pub struct Rules<'a> {
 pub fn packet(back_end: BackEnd, rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
     match back_end {
         BackEnd::Ipvs { .. } => ipvs(rules, packet),
+        BackEnd::IpvsByIptables { .. } => ipvs_by_iptables(rules, packet),
         BackEnd::Nftables => nftables(rules, packet),
         BackEnd::Iptables => iptables(rules, packet),
     }
@@ -95,9 +96,7 @@ pub fn packet(back_end: BackEnd, rules: Rules<'_>, packet: &Packet) -> Result<Fa
 
 /// Walk a packet through the rules in IPVS mode.
 pub fn ipvs(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
-    let to_host = rules.node.host_addresses.contains(&packet.dst.ip())
-        || rules.applied.get(&ObjectKey::Address(packet.dst.ip())).is_some();
-    if !to_host {
+    if !is_for_host(rules, packet) {
         return Ok(Fate::Forwarded);
     }
     let hook = if packet.origin == Origin::Node { Hook::Output } else { Hook::Input };
@@ -120,6 +119,12 @@ pub fn ipvs(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
         deliveries.push(Delivery { to, masqueraded });
     }
     Ok(Fate::Endpoints(deliveries))
+}
+
+/// Whether the packet ends at an address of the host, those of IPVS's device among them.
+fn is_for_host(rules: Rules<'_>, packet: &Packet) -> bool {
+    let device = rules.applied.get(&ObjectKey::Address(packet.dst.ip()));
+    rules.node.host_addresses.contains(&packet.dst.ip()) || device.is_some()
 }
 
 /// Walk a packet through the rules in nftables mode.

@@ -84,6 +84,15 @@ impl World {
         World { desired, dirty, ..World::with(config, Scheduler::Rr) }
     }
 
+    /// The same in IPVS mode on a kernel without nf_tables, its fixed chains not written yet.
+    pub(crate) fn ipvs_by_iptables(config: ChainConfig) -> Self {
+        let back_end = BackEnd::IpvsByIptables { scheduler: Scheduler::Rr };
+        let mut desired = Desired::new(back_end, network());
+        desired.set_iptables(IptSettings { chains: config.clone(), ..IptSettings::default() });
+        let dirty = desired.claims().copied().collect();
+        World { desired, dirty, ..World::with(config, Scheduler::Rr) }
+    }
+
     /// A Service `ns/<name>` with this spec; `lb` are ingress addresses of its status.
     pub(crate) fn service(&mut self, name: &str, spec: Json, lb: &[&str]) -> &mut Self {
         let ingress: Vec<Json> = lb.iter().map(|ip| json!({"ip": ip})).collect();
@@ -150,6 +159,7 @@ impl World {
         let rules = self.rules(packet.dst.is_ipv6());
         let fate = match self.desired.back_end() {
             BackEnd::Ipvs { .. } => trace::ipvs(rules, packet),
+            BackEnd::IpvsByIptables { .. } => trace::ipvs_by_iptables(rules, packet),
             BackEnd::Nftables => trace::nftables(rules, packet),
             BackEnd::Iptables => trace::iptables(rules, packet),
         };

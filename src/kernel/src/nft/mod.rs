@@ -7,6 +7,7 @@ mod encode;
 pub mod expr;
 #[cfg(any(test, feature = "fake"))]
 mod fake;
+mod missing;
 mod real;
 mod watch;
 mod wire;
@@ -20,13 +21,14 @@ use nix::errno::Errno;
 pub use expr::CounterValue;
 #[cfg(any(test, feature = "fake"))]
 pub use fake::FakeNft;
+pub use missing::MissingNft;
 pub use real::RealNft;
 pub use watch::Touched;
 
 use crate::netlink::{NetlinkError, Refusal};
 
 /// A table as the kernel holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NftDump {
     /// Its content; `None` when it is not there.
     pub table: Option<NftTable>,
@@ -115,6 +117,17 @@ impl NftError {
             NftError::Changed { .. } => true,
             NftError::Unsupported { .. } => false,
         }
+    }
+
+    /// Whether the kernel has no nf_tables at all, and not only none for us now.
+    pub fn is_missing(&self) -> bool {
+        let errno = match self {
+            NftError::Unavailable(NetlinkError::Open { source, .. }) => *source,
+            NftError::Unavailable(NetlinkError::Refused(refusal)) => refusal.errno,
+            _ => return false,
+        };
+        // nfnetlink answers so for a subsystem nobody registered (`nfnetlink_rcv_msg`).
+        matches!(errno, Errno::EINVAL | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP)
     }
 
     /// Whether the kernel's table is not what the batch took it to be: read it back before trying again.

@@ -1,8 +1,6 @@
 //! After a start: once everything that is wanted is in the kernel by the mode in force, what another
 //! mode or another proxy left is taken out, step by step as its connections end.
 
-use longshore_core::ruleset::desired::BackEnd;
-
 use super::super::former::{self, IpvsGoes, Unwanted};
 use super::{Engine, Mode, Served};
 
@@ -51,7 +49,7 @@ impl Engine {
     }
 
     async fn retire_step(&mut self, served: &Served) -> Result<usize, String> {
-        let by_ipvs = matches!(served.back_end, BackEnd::Ipvs { .. });
+        let by_ipvs = served.back_end.is_ipvs();
         let unwanted = Unwanted {
             kube_proxy: true,
             our_tables: served.iptables.is_some(),

@@ -26,6 +26,19 @@ use super::{Engine, Mode, Served};
 use crate::config::ModeTuning;
 use longshore_kernel::route::IpFamily;
 
+/// Virtual servers do not say who may come, and as whom: that takes nf_tables or iptables.
+fn ipvs_works<T>(
+    kernel: &Kernel,
+    nf_tables: &Result<(), String>,
+    iptables: &Result<T, String>,
+) -> Result<(), String> {
+    match (&kernel.ipvs, nf_tables, iptables) {
+        (Err(error), ..) => Err(in_full(error)),
+        (Ok(_), Err(nf_tables), Err(iptables)) => Err(format!("{nf_tables}; {iptables}")),
+        (Ok(_), ..) => Ok(()),
+    }
+}
+
 impl Engine {
     /// Find out what the kernel can do, make what does not depend on Services (masquerade rules first),
     /// and take over what an earlier run left. Nothing is removed. Tried again until it works.
@@ -58,12 +71,11 @@ impl Engine {
         self.set_iptables(iptables.as_deref());
         self.make_settings(&kernel, back_end);
         self.remake_chains();
-        let link = match back_end {
-            BackEnd::Ipvs { .. } => {
-                self.set_timeouts(&kernel).await?;
-                Some(kernel.routes.ensure_dummy(DEVICE).await?)
-            }
-            BackEnd::Nftables | BackEnd::Iptables => None,
+        let link = if back_end.is_ipvs() {
+            self.set_timeouts(&kernel).await?;
+            Some(kernel.routes.ensure_dummy(DEVICE).await?)
+        } else {
+            None
         };
         let served = Served { kernel, iptables, back_end, link, reason };
         let heard = self.hear(&served.kernel).await;
@@ -156,20 +168,32 @@ impl Engine {
                 kernel = self.open.open(&all).await?;
             }
         }
-        let needed = asked == ModeRequest::Iptables || (nftables.is_err() && kernel.ipvs.is_err());
+        let nf_tables = match kernel.nft.generation().await {
+            Ok(_) => Ok(()),
+            Err(why) if why.is_missing() => Err(in_full(&why)),
+            Err(error) => return Err(error.into()),
+        };
+        let needed = asked == ModeRequest::Iptables
+            || nf_tables.is_err()
+            || (nftables.is_err() && kernel.ipvs.is_err());
         let iptables = match needed {
-            true => self.open.iptables().await,
+            true => self.open.iptables(nf_tables.is_ok()).await,
             false => Err("it was not needed".to_owned()),
         };
         let probed = Probed {
             nftables: nftables.map_err(|error| in_full(&error)),
-            ipvs: kernel.ipvs.as_ref().map(drop).map_err(|error| in_full(error)),
+            ipvs: ipvs_works(&kernel, &nf_tables, &iptables),
             iptables: iptables.as_ref().map(drop).map_err(Clone::clone),
         };
         match choice::choose(asked, &probed) {
             Ok((Chosen::Nftables, reason)) => Ok((kernel, None, (BackEnd::Nftables, reason))),
             Ok((Chosen::Ipvs, reason)) => {
-                Ok((kernel, None, (BackEnd::Ipvs { scheduler: self.config.scheduler }, reason)))
+                let scheduler = self.config.scheduler;
+                let (iptables, back_end) = match nf_tables {
+                    Ok(()) => (None, BackEnd::Ipvs { scheduler }),
+                    Err(_) => (iptables.ok(), BackEnd::IpvsByIptables { scheduler }),
+                };
+                Ok((kernel, iptables, (back_end, reason)))
             }
             Ok((Chosen::Iptables, reason)) => Ok((kernel, iptables.ok(), (BackEnd::Iptables, reason))),
             Err(reason) => match kernel.ipvs {
@@ -187,7 +211,7 @@ impl Engine {
             );
         }
         let mode = match back_end {
-            BackEnd::Ipvs { .. } => ModeRequest::Ipvs,
+            BackEnd::Ipvs { .. } | BackEnd::IpvsByIptables { .. } => ModeRequest::Ipvs,
             BackEnd::Nftables => ModeRequest::Nftables,
             BackEnd::Iptables => ModeRequest::Iptables,
         };
@@ -197,10 +221,11 @@ impl Engine {
     /// Read the kernel; a kernel without IPv6 is served for IPv4 alone.
     pub(super) async fn read(&self, served: &Served) -> Result<Dump, KernelError> {
         if let Some(iptables) = &served.iptables {
-            return Ok(Dump {
-                objects: iptables::dump(iptables.as_ref(), self.ipv6).await?,
-                ..Dump::default()
-            });
+            let mut objects = iptables::dump(iptables.as_ref(), self.ipv6).await?;
+            if let Some(link) = &served.link {
+                objects.extend(served.kernel.dump_ipvs(link, &self.config.exclude_cidrs).await?);
+            }
+            return Ok(Dump { objects, ..Dump::default() });
         }
         served.kernel.dump(served.link.as_ref(), &self.config.exclude_cidrs, self.ipv6, self.guesses()).await
     }
@@ -290,7 +315,7 @@ impl Engine {
     /// The settings of the mode in force, or of the one that would be tried first.
     pub(super) fn tuning(&self) -> ModeTuning {
         match self.in_force {
-            BackEnd::Ipvs { .. } => self.config.tuning.ipvs,
+            BackEnd::Ipvs { .. } | BackEnd::IpvsByIptables { .. } => self.config.tuning.ipvs,
             BackEnd::Nftables => self.config.tuning.nftables,
             BackEnd::Iptables => self.config.tuning.iptables,
         }
@@ -302,7 +327,7 @@ impl Engine {
         self.chains = [false, true].map(|ipv6| match self.in_force {
             BackEnd::Ipvs { .. } => chains::ipvs_table(&config, ipv6),
             BackEnd::Nftables => chains::nftables_table(&config, ipv6),
-            BackEnd::Iptables => NftTable::default(),
+            BackEnd::Iptables | BackEnd::IpvsByIptables { .. } => NftTable::default(),
         });
     }
 
@@ -335,7 +360,9 @@ impl Engine {
         match (&self.config.node_port_addresses, self.in_force) {
             (Some(given), _) => Cow::Borrowed(given),
             (None, BackEnd::Nftables) => Cow::Owned(NodePortAddresses::Primary),
-            (None, BackEnd::Ipvs { .. } | BackEnd::Iptables) => Cow::Owned(NodePortAddresses::All),
+            (None, BackEnd::Ipvs { .. } | BackEnd::IpvsByIptables { .. } | BackEnd::Iptables) => {
+                Cow::Owned(NodePortAddresses::All)
+            }
         }
     }
 }

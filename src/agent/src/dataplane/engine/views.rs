@@ -82,7 +82,7 @@ impl Engine {
 
 pub(super) fn mode_name(back_end: BackEnd) -> &'static str {
     match back_end {
-        BackEnd::Ipvs { .. } => "ipvs",
+        BackEnd::Ipvs { .. } | BackEnd::IpvsByIptables { .. } => "ipvs",
         BackEnd::Nftables => "nftables",
         BackEnd::Iptables => "iptables",
     }

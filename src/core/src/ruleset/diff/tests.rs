@@ -342,7 +342,7 @@ proptest! {
 
     #[test]
     fn any_history_ends_where_a_fresh_sync_ends(steps in proptest::collection::vec(step(), 0..25)) {
-        for mut world in [World::new(), World::nftables(chain_config())] {
+        for mut world in [World::new(), World::ipvs_by_iptables(chain_config()), World::nftables(chain_config())] {
         steps.iter().for_each(|step| run(&mut world, step));
         // Twice: what drains goes with the second pass.
         world.settle(true);

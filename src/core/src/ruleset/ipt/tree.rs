@@ -13,6 +13,8 @@ use crate::service::cidr::Cidr;
 /// Up to so many entries are one chain of plain rules. A node with branches has as many at most, so a
 /// packet passes so many rules at each level.
 pub const FANOUT: usize = 16;
+/// How chains begin that dispatch on addresses.
+pub const ADDRESS_STEM: &str = "LONGSHORE-T";
 /// Bits of one level.
 const STRIDE: u8 = 4;
 
@@ -48,8 +50,15 @@ pub struct Entry {
     /// The address or port that is branched on, left-aligned.
     bits: u128,
     /// For an address, what else tells entries apart.
-    protocol: Protocol,
-    port: u16,
+    part: Part,
+}
+
+/// What of an address is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Part {
+    Port(Protocol, u16),
+    /// What no other entry has: it comes last, and all entries of an address are in one chain.
+    Rest,
 }
 
 impl Entry {
@@ -58,11 +67,17 @@ impl Entry {
             IpAddr::V4(v4) => u128::from(u32::from(v4)) << 96,
             IpAddr::V6(v6) => u128::from(v6),
         };
-        Entry { space: Space::Address { ipv6: addr.is_ipv6() }, bits, protocol, port }
+        Entry { space: Space::Address { ipv6: addr.is_ipv6() }, bits, part: Part::Port(protocol, port) }
+    }
+
+    /// Whatever goes to the address and is no other entry's.
+    pub fn rest_of(addr: IpAddr) -> Entry {
+        Entry { part: Part::Rest, ..Entry::address(addr, Protocol::Tcp, 0) }
     }
 
     pub fn node_port(ipv6: bool, protocol: Protocol, port: u16) -> Entry {
-        Entry { space: Space::NodePort { ipv6, protocol }, bits: u128::from(port) << 112, protocol, port }
+        let space = Space::NodePort { ipv6, protocol };
+        Entry { space, bits: u128::from(port) << 112, part: Part::Port(protocol, port) }
     }
 
     /// The address; `None` for a node port.
@@ -73,19 +88,21 @@ impl Entry {
         }
     }
 
-    pub fn protocol(&self) -> Protocol {
-        self.protocol
-    }
-
-    pub fn port(&self) -> u16 {
-        self.port
+    /// Protocol and port; `None` for the rest of an address.
+    pub fn port(&self) -> Option<(Protocol, u16)> {
+        match self.part {
+            Part::Port(protocol, port) => Some((protocol, port)),
+            Part::Rest => None,
+        }
     }
 
     /// The matches that hold for this entry's packets alone.
     pub fn matches(&self, comment: Match) -> Vec<Match> {
         let destination = self.addr().map(|addr| Match::Destination { within: Cidr::host(addr), not: false });
-        let port = Match::port(self.protocol, self.port);
-        destination.into_iter().chain([Match::Protocol(self.protocol), comment, port]).collect()
+        let port =
+            self.port().map(|(protocol, port)| (Match::Protocol(protocol), Match::port(protocol, port)));
+        let (protocol, port) = port.unzip();
+        destination.into_iter().chain(protocol).chain([comment]).chain(port).collect()
     }
 }
 
@@ -110,7 +127,7 @@ impl Node {
     /// The chain: named by its bits, or where they are too many, by a hash of them.
     pub fn chain(&self) -> ChainId {
         let stem = match self.space {
-            Space::Address { .. } => "LONGSHORE-T",
+            Space::Address { .. } => ADDRESS_STEM,
             Space::NodePort { protocol: Protocol::Tcp, .. } => "LONGSHORE-NP-TCP",
             Space::NodePort { protocol: Protocol::Udp, .. } => "LONGSHORE-NP-UDP",
             Space::NodePort { protocol: Protocol::Sctp, .. } => "LONGSHORE-NP-SCTP",
@@ -193,8 +210,8 @@ impl Tree {
     }
 
     fn within(&self, node: &Node) -> impl DoubleEndedIterator<Item = &Entry> {
-        let first = Entry { space: node.space, bits: node.bits, protocol: Protocol::Tcp, port: 0 };
-        let last = Entry { bits: node.last(), protocol: Protocol::Sctp, port: u16::MAX, ..first };
+        let first = Entry { space: node.space, bits: node.bits, part: Part::Port(Protocol::Tcp, 0) };
+        let last = Entry { bits: node.last(), part: Part::Rest, ..first };
         self.entries.range(first..=last)
     }
 

@@ -1,7 +1,10 @@
 //! iptables chains evaluated as the kernel would, as far as our rules need it. Other programs' rules in
 //! the built-in chains are not known here.
 
+use std::net::SocketAddr;
+
 use super::super::ipt::{Builtin, ChainId, ChainName, Match, Rule, States, Table, Target};
+use super::super::ipvs::VirtualServerKey;
 use super::super::object::{ObjectKey, ObjectValue};
 use super::machine::Outcome;
 use super::{Delivery, Fate, Origin, Packet, Rules, TraceError};
@@ -59,6 +62,52 @@ pub fn iptables(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
         }
     }
     Ok(Fate::Endpoints(deliveries))
+}
+
+/// Walk a packet through the rules in IPVS mode on a kernel without nf_tables: mangle, and for what comes in
+/// filter, are asked before IPVS; what is made here and IPVS does not take is asked in filter.
+///
+/// # Errors
+/// As [`iptables`].
+pub fn ipvs_by_iptables(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
+    if !super::is_for_host(rules, packet) {
+        return Ok(Fate::Forwarded);
+    }
+    let made_here = packet.origin == Origin::Node;
+    let mut walk = Walk::new(rules, packet, u32::MAX);
+    let first = if made_here { Builtin::Output } else { Builtin::Input };
+    if let Some(end) = ends(&walk.builtin(Table::Mangle, first)?) {
+        return Ok(end);
+    }
+    let key = VirtualServerKey::new(packet.dst.ip(), packet.dst.port(), packet.protocol);
+    let reals = super::reals(rules.applied, &key);
+    if (!made_here || reals.is_none())
+        && let Some(end) = ends(&walk.builtin(Table::Filter, first)?)
+    {
+        return Ok(end);
+    }
+    let Some(reals) = reals else { return Ok(Fate::Host) };
+    if reals.is_empty() {
+        // ip_vs_leave answers with an ICMP port unreachable.
+        return Ok(Fate::Rejected);
+    }
+    let mark = walk.mark;
+    let mut deliveries = Vec::new();
+    for real in reals {
+        let to = SocketAddr::new(real.addr, real.port);
+        (walk.packet.dst, walk.mark) = (to, mark);
+        let masqueraded = walk.builtin(Table::Nat, Builtin::Postrouting)? == Outcome::Masqueraded;
+        deliveries.push(Delivery { to, masqueraded });
+    }
+    Ok(Fate::Endpoints(deliveries))
+}
+
+fn ends(outcome: &Outcome) -> Option<Fate> {
+    match outcome {
+        Outcome::Dropped => Some(Fate::Dropped),
+        Outcome::Rejected => Some(Fate::Rejected),
+        Outcome::Passed | Outcome::Masqueraded | Outcome::Translated(_) => None,
+    }
 }
 
 /// How many rules a packet is compared with on its way to its translation, at worst.

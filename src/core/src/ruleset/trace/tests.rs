@@ -271,7 +271,7 @@ fn expected(state: &ServicePortState, kind: FrontendKind, packet: &Packet, mode:
     let inside = kind.is_external() && (node || from_pod);
     let target = match (mode, state.target(kind, false)) {
         // IPVS has one list for all clients: with local endpoints everyone gets those.
-        (BackEnd::Ipvs { .. }, Target::Drop) if inside => state.target(kind, true),
+        (ipvs, Target::Drop) if inside && ipvs.is_ipvs() => state.target(kind, true),
         (BackEnd::Nftables | BackEnd::Iptables, _) if inside => state.target(kind, true),
         (_, target) => target,
     };
@@ -323,13 +323,47 @@ fn arbitrary_endpoints() -> impl Strategy<Value = Vec<String>> {
     })
 }
 
+/// What else the host has must not answer on a Service's address, whoever asks.
+#[test]
+fn no_port_of_the_host_answers_on_a_service_address_in_either_form_of_ipvs_mode() {
+    for mut world in [World::new(), World::ipvs_by_iptables(chain_config())] {
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}],
+            "externalIPs": ["198.51.100.9", "192.168.0.1"]});
+        world.service("web", spec, &[]).endpoints("web", &["10.244.1.1"]).settle(true);
+        for from in [POD, NODE, OUTSIDE] {
+            check(
+                &world,
+                &[
+                    (from, "10.96.0.1:22", "rejected"),
+                    (from, "198.51.100.9:22", "rejected"),
+                    (from, "192.168.0.1:22", "host"),
+                    (from, "10.96.0.2:80", "forwarded"),
+                ],
+            );
+        }
+        world.remove_service("web").settle(true);
+        check(&world, &[(POD, "10.96.0.1:22", "forwarded")]);
+    }
+}
+
+/// Endpoints are IPVS's alone.
+#[test]
+fn endpoints_that_come_and_go_touch_no_chain_of_ipvs_mode() {
+    let mut world = World::ipvs_by_iptables(chain_config());
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"name": "p", "port": 80}]});
+    world.service("web", spec, &[]).endpoints("web", &["10.244.2.1 n2"]).settle(true);
+    let done = world.endpoints("web", &["10.244.2.1 n2", "10.244.3.2 n3"]).settle(true);
+    assert_eq!(done, ["add real server 10.244.3.2:8080 of 10.96.0.1:80/tcp"]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn a_trace_of_the_rules_says_what_eligibility_said(spec in arbitrary_service(), endpoints in arbitrary_endpoints()) {
         let list: Vec<&str> = endpoints.iter().map(String::as_str).collect();
-        for mut world in [World::new(), World::nftables(chain_config()), World::iptables(chain_config())] {
+        let config = chain_config;
+        for mut world in [World::new(), World::ipvs_by_iptables(config()), World::nftables(config()), World::iptables(config())] {
         let mode = world.desired.back_end();
         world.service("web", spec.clone(), &["198.51.100.1"]).endpoints("web", &list).settle(true);
         let clients = [POD, NODE, OUTSIDE, (Origin::Pod, "10.244.1.1"), (Origin::Outside, "198.18.0.1")];
