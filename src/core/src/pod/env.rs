@@ -1,7 +1,7 @@
 //! A container's environment: Service variables, then envFrom, then env, later ones winning, with
 //! `$(VAR)` expansion (behaviours 53). Pure; a reference that cannot be followed is an error to wait on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVar};
@@ -12,22 +12,39 @@ use crate::pod::fields::FieldSource;
 use crate::pod::refs::{Lookup, RefError};
 use crate::pod::snapshot::PodSnapshot;
 
+/// Bytes of a container's environment, and of its command: the kernel starts no process with more of both
+/// together (fs/exec.c, bprm_stack_limits). Variables that hold others twice each double thirty times in a
+/// manifest of a page.
+pub const MAX_BYTES: usize = 6 << 20;
+
 /// Variables in the order in which they were first set; setting again replaces in place.
 #[derive(Default)]
 struct Variables {
     list: Vec<(String, String)>,
     index: BTreeMap<String, usize>,
+    /// Of all names and values.
+    bytes: usize,
 }
 
 impl Variables {
-    fn set(&mut self, name: String, value: String) {
-        match self.index.get(&name) {
-            Some(position) => self.list[*position].1 = value,
+    /// # Errors
+    /// Where it does not fit any more.
+    fn set(&mut self, name: String, value: String) -> Result<(), TooLong> {
+        let before = self.index.get(&name).map(|position| &mut self.list[*position].1);
+        let freed = before.as_ref().map_or(0, |value| value.len());
+        let taken = value.len() + if before.is_some() { 0 } else { name.len() };
+        self.bytes = self.bytes - freed + taken;
+        if self.bytes > MAX_BYTES {
+            return Err(TooLong);
+        }
+        match before {
+            Some(before) => *before = value,
             None => {
                 self.index.insert(name.clone(), self.list.len());
                 self.list.push((name, value));
             }
         }
+        Ok(())
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -41,19 +58,20 @@ pub fn environment(
     container: &Container,
     pod_ips: &[IpAddr],
 ) -> Result<Vec<(String, String)>, RefError> {
+    let too_long = |TooLong| RefError::too_long(format!("the environment of container {}", container.name));
     let mut variables = Variables::default();
     for (name, value) in service_variables(snapshot) {
-        variables.set(name, value);
+        variables.set(name, value).map_err(too_long)?;
     }
     for source in container.env_from.iter().flatten() {
         for (name, value) in env_from(snapshot, container, source)? {
-            variables.set(name, value);
+            variables.set(name, value).map_err(too_long)?;
         }
     }
     let fields = FieldSource::new(snapshot, pod_ips);
     for variable in container.env.iter().flatten() {
         if let Some(value) = env_value(snapshot, container, variable, &fields, &variables)? {
-            variables.set(variable.name.clone(), value);
+            variables.set(variable.name.clone(), value).map_err(too_long)?;
         }
     }
     Ok(variables.list)
@@ -106,7 +124,9 @@ fn env_value(
 ) -> Result<Option<String>, RefError> {
     let Some(source) = &variable.value_from else {
         let value = variable.value.as_deref().unwrap_or_default();
-        return Ok(Some(expand(value, |name| before.get(name).map(str::to_owned))));
+        let too_long =
+            |TooLong| RefError::too_long(format!("the environment of container {}", container.name));
+        return expand(value, |name| before.get(name), MAX_BYTES).map(Some).map_err(too_long);
     };
     let user = format!("variable {} of container {}", variable.name, container.name);
     let invalid = |problem: String| RefError::Invalid { user: user.clone(), problem };
@@ -138,35 +158,61 @@ fn env_value(
     Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
 }
 
+/// More than was allowed would have come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
 /// Replaces `$(NAME)`; `$$` is a `$`, and a name that is not known stays as it is written
 /// (third_party/forked/golang/expansion).
-pub fn expand(text: &str, value_of: impl Fn(&str) -> Option<String>) -> String {
-    let mut expanded = String::with_capacity(text.len());
+///
+/// # Errors
+/// Where it comes to more than `limit` bytes.
+pub fn expand<'v>(
+    text: &str,
+    value_of: impl Fn(&str) -> Option<&'v str>,
+    limit: usize,
+) -> Result<String, TooLong> {
+    let mut expanded = String::new();
+    let mut put = |part: &str| {
+        expanded.push_str(part);
+        if expanded.len() > limit { Err(TooLong) } else { Ok(()) }
+    };
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
-        expanded.push_str(&rest[..dollar]);
+        put(&rest[..dollar])?;
         let after = &rest[dollar + 1..];
         if let Some(escaped) = after.strip_prefix('$') {
-            expanded.push('$');
+            put("$")?;
             rest = escaped;
         } else if let Some((name, behind)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
             match value_of(name) {
-                Some(value) => expanded.push_str(&value),
-                None => expanded.push_str(&format!("$({name})")),
+                Some(value) => put(value)?,
+                None => put(&format!("$({name})"))?,
             }
             rest = behind;
         } else {
-            expanded.push('$');
+            put("$")?;
             rest = after;
         }
     }
-    expanded.push_str(rest);
-    expanded
+    put(rest)?;
+    Ok(expanded)
 }
 
-/// [`expand`] over the finished environment, for command, args and subPathExpr.
-pub fn expand_with(text: &str, env: &[(String, String)]) -> String {
-    expand(text, |name| env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
+/// [`expand`] over a finished environment, for command, args and subPathExpr.
+#[derive(Clone, Debug)]
+pub struct Finished<'a>(HashMap<&'a str, &'a str>);
+
+impl<'a> Finished<'a> {
+    pub fn new(env: &'a [(String, String)]) -> Self {
+        Self(env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect())
+    }
+
+    /// # Errors
+    /// As [`expand`].
+    pub fn expand(&self, text: &str, limit: usize) -> Result<String, TooLong> {
+        expand(text, |name| self.0.get(name).copied(), limit)
+    }
 }
 
 #[cfg(test)]
@@ -178,8 +224,8 @@ mod tests {
     #[test]
     fn expands_as_upstream() {
         let value_of = |name: &str| match name {
-            "A" => Some("1".to_owned()),
-            "EMPTY" => Some(String::new()),
+            "A" => Some("1"),
+            "EMPTY" => Some(""),
             _ => None,
         };
         let cases = [
@@ -196,7 +242,7 @@ mod tests {
             ("$$$$", "$$"),
         ];
         for (text, expected) in cases {
-            assert_eq!(expand(text, value_of), expected, "{text}");
+            assert_eq!(expand(text, value_of, 100).as_deref(), Ok(expected), "{text}");
         }
     }
 
@@ -279,5 +325,36 @@ mod tests {
         fixture.edit(|pod| pod.spec.as_mut().unwrap().enable_service_links = Some(false));
         let env = made(&fixture, json!({"name": "web"})).unwrap();
         assert_eq!(env.keys().collect::<Vec<_>>(), ["KUBERNETES_SERVICE_HOST"]);
+    }
+
+    #[test]
+    fn ten_thousand_variables_are_made_and_refer_to_each_other() {
+        let mut env = vec![json!({"name": "V0", "value": "x"})];
+        env.extend((1..10_000).map(|n| json!({"name": format!("V{n}"), "value": format!("$(V{})", n - 1)})));
+        let made = made(&fixture(), json!({"name": "web", "env": env})).unwrap();
+        assert_eq!(made.get("V9999").map(String::as_str), Some("x"));
+        // What is set again takes the place of what was there before, and counts once.
+        let large = "x".repeat(MAX_BYTES / 2);
+        let again = vec![json!({"name": "A", "value": large}); 5];
+        assert!(super::tests::made(&fixture(), json!({"name": "web", "env": again})).is_ok());
+    }
+
+    #[test]
+    fn an_environment_that_no_process_could_have_is_refused_before_it_is_made() {
+        let mut env = vec![json!({"name": "V0", "value": "0123456789"})];
+        env.extend(
+            (1..64).map(|n| json!({"name": format!("V{n}"), "value": format!("$(V{0})$(V{0})", n - 1)})),
+        );
+        let error = made(&fixture(), json!({"name": "web", "env": env})).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the environment of container web cannot be made: it has more than 6291456 bytes, with which the \
+             kernel starts no process"
+        );
+        assert!(!error.waits_for_object());
+        // One value alone, before it is put to the others.
+        let text = "$(A)".repeat(1000);
+        let value = "x".repeat(100_000);
+        assert_eq!(expand(&text, |_| Some(value.as_str()), MAX_BYTES), Err(TooLong));
     }
 }

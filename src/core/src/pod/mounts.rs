@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
-use crate::pod::env::expand_with;
+use crate::pod::env::{Finished, TooLong};
 use crate::pod::refs::RefError;
 use crate::pod::spec::{ContainerMount, MountPropagation};
 use crate::pod::step::{SubPathMount, VolumeAction};
+
+/// Longest path the kernel takes, bytes (PATH_MAX).
+const MAX_PATH: usize = 4096;
 
 /// What the mounts of one container are made from.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +120,13 @@ fn sub_path(inputs: &MountInputs<'_>, mount: &VolumeMount, user: &str) -> Result
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let path = match (given(&mount.sub_path), given(&mount.sub_path_expr)) {
         (Some(path), _) => path,
-        (None, Some(expression)) => expand_with(&expression, inputs.env),
+        (None, Some(expression)) => {
+            let long = |TooLong| RefError::Invalid {
+                user: user.to_owned(),
+                problem: format!("its sub-path has more than {MAX_PATH} bytes"),
+            };
+            Finished::new(inputs.env).expand(&expression, MAX_PATH).map_err(long)?
+        }
         (None, None) => return Ok(None),
     };
     if path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains("$(") {
@@ -189,6 +198,7 @@ mod tests {
             json!({"name": "data", "mountPath": "/d", "subPathExpr": "$(BAD)"}),
             json!({"name": "data", "mountPath": "/d", "subPathExpr": "$(NONE)"}),
             json!({"name": "data", "mountPath": "/d", "subPath": "/etc"}),
+            json!({"name": "data", "mountPath": "/d", "subPathExpr": "$(NAME)".repeat(2000)}),
             json!({"name": "none", "mountPath": "/d"}),
         ] {
             assert!(made(json!({"name": "c", "volumeMounts": [mount.clone()]})).is_err(), "{mount}");

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use crate::ids::ObjectKey;
+use crate::pod::env::MAX_BYTES;
 use crate::pod::snapshot::{ObjectRef, ReferencedObjects};
 
 /// Why a value or file could not be made from what it refers to. The text is one sentence that
@@ -24,6 +25,12 @@ pub enum RefError {
 }
 
 impl RefError {
+    /// Of what would have more bytes than a process can be started with.
+    pub(super) fn too_long(user: String) -> Self {
+        let problem = format!("it has more than {MAX_BYTES} bytes, with which the kernel starts no process");
+        Self::Invalid { user, problem }
+    }
+
     /// Whether it mends itself once the object is made or changed.
     pub fn waits_for_object(&self) -> bool {
         !matches!(self, Self::Invalid { .. })

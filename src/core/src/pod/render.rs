@@ -163,7 +163,7 @@ pub fn create_container(
         attempt: place.attempt,
     };
     let made = mounts(&inputs)?;
-    let run = command(given, &env);
+    let run = command(given, &env)?;
     let hosts_file = made.hosts_file.map(|path| HostsFile {
         path,
         copy_node: is_host_network(pod),
