@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec};
 use longshore_cluster::path::Path;
 use longshore_cluster::pod_status::PodStatuses;
 use longshore_cluster::{ApiClient, News};
@@ -170,13 +170,26 @@ fn grace_seconds(seconds: i64) -> u32 {
 
 /// Names end up in paths: one with a slash or a leading dot is not for us, whoever let it through.
 fn identity(pod: &Pod) -> Option<(PodKey, PodUid)> {
-    let plain = |text: &Option<String>| {
-        let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        text.clone().filter(|text| !text.is_empty() && !text.starts_with('.') && text.chars().all(fine))
-    };
+    let plain = |text: &Option<String>| text.clone().filter(|text| is_plain(text));
     let metadata = &pod.metadata;
     let key = PodKey::new(plain(&metadata.namespace)?, plain(&metadata.name)?);
-    Some((key, PodUid::from(plain(&metadata.uid)?)))
+    let uid = PodUid::from(plain(&metadata.uid)?);
+    pod.spec.as_ref().is_none_or(has_plain_names).then_some((key, uid))
+}
+
+/// Of its volumes and containers, whose folders are named after them.
+fn has_plain_names(spec: &PodSpec) -> bool {
+    let volumes = spec.volumes.iter().flatten().map(|volume| &volume.name);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| &container.name);
+    let mut names = volumes.chain(containers.map(|container| &container.name)).chain(ephemeral);
+    names.all(|name| is_plain(name))
+}
+
+/// All of these become parts of paths: nothing else may come of them, whoever has let them through.
+fn is_plain(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(fine)
 }
 
 /// Whether an update holds nothing but what we wrote ourselves.
@@ -235,6 +248,13 @@ mod tests {
             for bad in ["../x", "a/b", "", ".", "a\n"] {
                 let evil = pod(|pod| pod["metadata"][field] = json!(bad));
                 assert!(identity(&evil).is_none(), "{field} {bad:?}");
+            }
+        }
+        for bad in ["../x", "a/b", "..", "", "a/../../../etc"] {
+            let named = json!([{"name": bad}]);
+            for list in ["volumes", "containers", "initContainers", "ephemeralContainers"] {
+                let evil = pod(|pod| pod["spec"][list] = named.clone());
+                assert!(identity(&evil).is_none(), "{list} {bad:?}");
             }
         }
     }
