@@ -154,43 +154,13 @@ impl ServerCertVerifier for Anybody {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::client::ApiClient;
     use crate::fake::FakeApi;
     use crate::path::Path;
-
-    /// An authority and the PEM of its certificate.
-    fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        (Issuer::new(params, key), pem)
-    }
-
-    /// TLS of a server with a certificate for these names; its key is another's where `forged`.
-    fn server(issuer: &Issuer<'_, KeyPair>, names: &[&str], forged: bool) -> ServerConfig {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, issuer).unwrap();
-        let held = if forged { &other } else { &key };
-        let der = PrivateKeyDer::try_from(held.serialize_der()).unwrap();
-        let provider = rustls::crypto::ring::default_provider();
-        let held = provider.key_provider.load_private_key(der).unwrap();
-        let pair = rustls::sign::CertifiedKey::new(vec![certificate.der().clone()], held);
-        let shown = rustls::sign::SingleCertAndKey::from(pair);
-        let builder = ServerConfig::builder_with_provider(Arc::new(provider));
-        let builder = builder.with_safe_default_protocol_versions().unwrap();
-        let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(shown));
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        config
-    }
+    use crate::test_tls::{Flaw, authority, server};
 
     async fn read(transport: DiscoveryTransport) -> Result<Value, ApiError> {
         ApiClient::new(Arc::new(transport)).get(&Path::core_in("d", "configmaps").then("a")).await
@@ -203,11 +173,12 @@ mod tests {
         let own = &["127.0.0.1"][..];
         // The server, whether it is believed unseen, and what is said where it is checked.
         let cases = [
-            (server(&meant, own, false), true, None),
-            (server(&other, own, false), true, Some("UnknownIssuer")),
-            (server(&meant, &["other.test"], false), true, Some("not valid for name")),
+            (server(&meant, own, Flaw::None), true, None),
+            (server(&other, own, Flaw::None), true, Some("UnknownIssuer")),
+            (server(&meant, &["other.test"], Flaw::None), true, Some("not valid for name")),
+            (server(&meant, own, Flaw::Expired), true, Some("expired")),
             // A certificate is public: who shows it without its key is nobody, also where nobody is checked.
-            (server(&meant, own, true), false, None),
+            (server(&meant, own, Flaw::Forged), false, None),
         ];
         for (number, (config, unseen, refusal)) in cases.into_iter().enumerate() {
             let port = api.listen(config).await.unwrap().port();

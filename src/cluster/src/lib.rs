@@ -17,6 +17,8 @@ pub mod node;
 pub mod path;
 pub mod pod_status;
 pub mod review;
+#[cfg(test)]
+mod test_tls;
 pub mod token;
 pub mod transport;
 pub mod watch;

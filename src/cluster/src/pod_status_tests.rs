@@ -81,6 +81,29 @@ async fn the_newest_status_wins_and_others_conditions_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_drops_fields_it_does_not_know_is_not_told_them_again_and_again() {
+    let world = World::new(&["a"]);
+    world.api.forget_fields(&["observedGeneration", "podIPs"]);
+    let told = |message: &str| {
+        let status = json!({"phase": "Running", "message": message, "observedGeneration": 2,
+            "podIPs": [{"ip": "10.0.0.1"}],
+            "conditions": [{"type": "Ready", "status": "True", "observedGeneration": 2}]});
+        Arc::new(serde_json::from_value(status).unwrap())
+    };
+    for (writes, message) in [(1, "one"), (2, "two")] {
+        for _ in 0..5 {
+            world.statuses.tell(&"a".into(), told(message));
+            world.settle().await;
+            world.hear("a");
+            world.settle().await;
+        }
+        let seen = world.seen("a");
+        assert_eq!((&seen["message"], seen.get("observedGeneration")), (&json!(message), None));
+        assert_eq!(world.api.calls("PATCH").len(), writes, "{:?}", world.api.calls("PATCH"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_said_before_the_server_told_of_the_pod_is_not_lost() {
     let world = World::new(&[]);
     world.statuses.tell(&"late".into(), status("Running", "early", true));

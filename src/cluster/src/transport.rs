@@ -100,3 +100,73 @@ impl Transport for TlsTransport {
         &self.config.base
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::client::ApiClient;
+    use crate::fake::FakeApi;
+    use crate::path::Path;
+    use crate::test_tls::{Flaw, authority, server};
+
+    fn transport(server: SocketAddr, authority: &str) -> TlsTransport {
+        let authority = STANDARD.encode(authority);
+        let text = format!(
+            "apiVersion: v1
+kind: Config
+current-context: a
+contexts: [{{name: a, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: 'https://{server}', certificate-authority-data: {authority}}}}}]
+users: [{{name: u, user: {{token: secret}}}}]
+"
+        );
+        TlsTransport::new(Kubeconfig::parse(std::path::Path::new("kubeconfig"), &text).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_the_kubeconfigs_server_is_spoken_to_and_a_refusal_says_what_is_wrong() {
+        let (api, (meant, pem), (other, _)) = (FakeApi::default(), authority("meant"), authority("other"));
+        api.put("/api/v1/nodes/a", json!({"metadata": {"name": "a"}}));
+        let own = &["127.0.0.1"][..];
+        let cases = [
+            (server(&meant, own, Flaw::None), None),
+            (server(&other, own, Flaw::None), Some("UnknownIssuer")),
+            (server(&meant, &["other.test"], Flaw::None), Some("not valid for name")),
+            (server(&meant, own, Flaw::Expired), Some("expired")),
+            (server(&meant, own, Flaw::NotYetValid), Some("not valid yet")),
+            (server(&meant, own, Flaw::Forged), Some("BadSignature")),
+        ];
+        for (config, refusal) in cases {
+            let addr = api.listen(config).await.unwrap();
+            let client = ApiClient::new(Arc::new(transport(addr, &pem)));
+            let got: Result<Value, _> = client.get(&Path::node("a")).await;
+            match refusal {
+                None => assert_eq!(got.unwrap()["metadata"]["name"], "a"),
+                Some(text) => {
+                    let error = got.unwrap_err();
+                    let line = error.one_line();
+                    assert!(line.contains(text) && line.contains(&addr.to_string()), "{text}: {line}");
+                    assert!(error.is_retryable() && !line.contains("secret"), "{line}");
+                }
+            }
+        }
+        assert_eq!(api.calls("").len(), 1, "nobody else saw a request, nor the token in it");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_the_connection_and_says_nothing_is_given_up() {
+        let (_, pem) = authority("meant");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let transport = transport(listener.local_addr().unwrap(), &pem);
+        tokio::time::pause();
+        let error = transport.open().await.unwrap_err();
+        assert!(matches!(error, ApiError::ConnectTimeout { .. }), "{}", error.one_line());
+        drop(listener);
+    }
+}

@@ -144,6 +144,7 @@ pub struct Watch<T> {
 }
 
 /// Why a watch has to be begun again.
+#[derive(Debug)]
 enum Ended {
     /// Resume from the version reached.
     Resume,
@@ -238,7 +239,7 @@ impl<T: DeserializeOwned + Send> Watch<T> {
                 .with("resourceVersionMatch", "NotOlderThan")
                 .with("resourceVersion", ""),
         };
-        let mut decoder = Decoder::new(self.selector.path.plain(), streaming);
+        let mut decoder = Decoder::new(self.selector.path.plain(), streaming, version.clone());
         let mut body = self.client.stream(&path).await?;
         let mut lines = Lines::new(MAX_EVENT);
         loop {
@@ -361,6 +362,18 @@ fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (Object
     }
 }
 
+/// Whether a version is older than the one reached. Versions of one kind of objects compare as decimal numbers of any
+/// length (KEP-5504); of what is none, nothing is known.
+fn is_before(version: &Option<String>, reached: &Option<String>) -> bool {
+    let number = |text: &'_ str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match (version.as_deref(), reached.as_deref()) {
+        (Some(version), Some(reached)) if number(version) && number(reached) => {
+            (version.len(), version) < (reached.len(), reached)
+        }
+        _ => false,
+    }
+}
+
 /// Lines of a watch -> news.
 struct Decoder<T> {
     path: String,
@@ -377,8 +390,9 @@ impl<T> fmt::Debug for Decoder<T> {
 }
 
 impl<T: DeserializeOwned> Decoder<T> {
-    fn new(path: &str, streaming: bool) -> Self {
-        Self { path: path.to_owned(), initial: streaming.then(HashSet::new), version: None, of: PhantomData }
+    /// `version` is what the watch goes on from.
+    fn new(path: &str, streaming: bool, version: Option<String>) -> Self {
+        Self { path: path.to_owned(), initial: streaming.then(HashSet::new), version, of: PhantomData }
     }
 
     /// The whole set was told: `version` is a place to resume from.
@@ -405,6 +419,10 @@ impl<T: DeserializeOwned> Decoder<T> {
                     }
                 };
                 let key = head.key();
+                if self.initial.is_none() && is_before(&head.metadata.resource_version, &self.version) {
+                    // Told already, or out of order: a watch tells its changes in the order of their versions.
+                    return Ok(None);
+                }
                 self.version = head.metadata.resource_version.or_else(|| self.version.take());
                 let gone = event.kind == "DELETED";
                 match &mut self.initial {
@@ -427,8 +445,10 @@ impl<T: DeserializeOwned> Decoder<T> {
         let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
         let is_end =
             head.metadata.annotations.and_then(|all| all.initial_events_end).as_deref() == Some("true");
-        if let Some(version) = head.metadata.resource_version {
-            self.version = Some(version);
+        if head.metadata.resource_version.is_some()
+            && (self.initial.is_some() || !is_before(&head.metadata.resource_version, &self.version))
+        {
+            self.version = head.metadata.resource_version;
         }
         if is_end && let Some(all) = self.initial.take() {
             sink(Piece::Listed(all));
@@ -484,7 +504,7 @@ mod tests {
 
     #[test]
     fn a_streaming_list_is_told_once_it_is_whole() {
-        let mut decoder = Decoder::new("/x", true);
+        let mut decoder = Decoder::new("/x", true, None);
         let mut whole = Whole(None);
         assert_eq!(whole.take(Piece::Begins), None);
         let first = pieces(&mut decoder, &[("ADDED", object("a", "1", 1)), ("ADDED", object("b", "2", 2))]);
@@ -498,7 +518,7 @@ mod tests {
 
     #[test]
     fn by_piece_nobody_holds_a_list_and_its_end_says_what_is_there() {
-        let mut decoder = Decoder::new("/x", true);
+        let mut decoder = Decoder::new("/x", true, None);
         let bad = json!({"metadata": {"name": "bad", "namespace": "d"}, "n": "x"});
         let told = pieces(
             &mut decoder,
@@ -542,7 +562,7 @@ mod tests {
 
     #[test]
     fn changes_bookmarks_and_bad_objects() {
-        let mut decoder = Decoder::new("/x", false);
+        let mut decoder = Decoder::new("/x", false, None);
         let bad = json!({"metadata": {"name": "bad", "namespace": "d", "resourceVersion": "4"}, "n": "x"});
         let told = pieces(
             &mut decoder,
@@ -562,7 +582,7 @@ mod tests {
 
     #[test]
     fn what_is_too_old_is_listed_again_and_other_errors_are_told() {
-        let mut decoder: Decoder<Thing> = Decoder::new("/x", false);
+        let mut decoder: Decoder<Thing> = Decoder::new("/x", false, None);
         let mut line = |code: i32| {
             let line = json!({"type": "ERROR", "object": {"code": code, "message": "m"}}).to_string();
             decoder.line(&Bytes::from(line), &mut |_| {})
@@ -571,10 +591,65 @@ mod tests {
         assert_eq!(line(500).err().and_then(|error| error.code()), Some(500));
     }
 
+    #[test]
+    fn what_is_older_than_what_was_told_is_no_news() {
+        let mut decoder = Decoder::new("/x", false, Some("9".into()));
+        let told = pieces(
+            &mut decoder,
+            &[
+                ("MODIFIED", object("a", "8", 8)),
+                ("MODIFIED", object("a", "10", 10)),
+                ("MODIFIED", object("a", "9", 9)),
+                ("DELETED", object("b", "12", 1)),
+                ("ADDED", object("b", "11", 1)),
+                ("BOOKMARK", json!({"metadata": {"resourceVersion": "3"}})),
+                ("MODIFIED", object("a", "12", 12)),
+            ],
+        );
+        let set = |n| Piece::Set(key("a"), Thing { n });
+        assert_eq!(told, [set(10), Piece::Gone(key("b"), Thing { n: 1 }), set(12)]);
+        assert_eq!(decoder.version.as_deref(), Some("12"));
+        // A server whose versions are no numbers is believed as it is.
+        let told =
+            pieces(&mut decoder, &[("MODIFIED", object("a", "x1", 1)), ("MODIFIED", object("a", "2", 2))]);
+        assert_eq!(told, [set(1), set(2)]);
+    }
+
+    #[test]
+    fn a_storm_of_bookmarks_is_no_news_and_leaves_nothing_but_its_last_version() {
+        let mut decoder: Decoder<Thing> = Decoder::new("/x", false, Some("1".into()));
+        let mut told = 0;
+        for version in 2..200_000 {
+            let line =
+                format!(r#"{{"type":"BOOKMARK","object":{{"metadata":{{"resourceVersion":"{version}"}}}}}}"#);
+            decoder.line(&Bytes::from(line), &mut |_| told += 1).unwrap();
+        }
+        assert_eq!((told, decoder.version.as_deref()), (0, Some("199999")));
+    }
+
+    #[test]
+    fn lines_that_are_cut_or_nested_without_end_are_errors_and_nothing_worse() {
+        let deep = "[".repeat(1 << 20);
+        for line in [
+            "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"a\"".to_owned(),
+            format!("{{\"type\":\"ADDED\",\"object\":{deep}"),
+            format!("{{\"type\":\"ADDED\",\"object\":{deep}{}}}", "]".repeat(1 << 20)),
+            deep.clone(),
+        ] {
+            let mut decoder: Decoder<Thing> = Decoder::new("/x", true, None);
+            let mut unread = 0;
+            let read = decoder.line(&Bytes::from(line), &mut |piece| {
+                assert!(matches!(piece, Piece::Unreadable(..)));
+                unread += 1;
+            });
+            assert!(matches!(read, Err(ApiError::Decode { .. })) || unread == 1, "{read:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_line_panics(line in ".{0,200}") {
-            let mut decoder: Decoder<Thing> = Decoder::new("/x", true);
+            let mut decoder: Decoder<Thing> = Decoder::new("/x", true, None);
             let _ = decoder.line(&Bytes::from(line), &mut |_| {});
         }
     }

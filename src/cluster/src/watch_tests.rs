@@ -157,6 +157,14 @@ async fn an_older_server_is_read_in_pages() {
     put(&api, "b", 2);
     known.becomes("a=1 b=2").await;
     assert_eq!(api.calls("limit=500").len(), 1);
+    // It is asked once whether it can, and never again, also where it has forgotten what was.
+    api.set_down(true);
+    api.remove(&format!("{MAPS}/a"));
+    api.compact();
+    api.set_down(false);
+    known.becomes("b=2").await;
+    assert_eq!((api.calls("sendInitialEvents").len(), api.calls("limit=500").len()), (1, 2));
+    assert_eq!(known.lists(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,6 +204,29 @@ async fn through_faults(watched: fn(&FakeApi) -> Known) {
         .filter_map(|n| api.object(&format!("{MAPS}/m{n}")).map(|object| format!("m{n}={}", object["n"])))
         .collect();
     known.becomes(&expected.join(" ")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_told_twice_and_out_of_order_end_where_the_server_is() {
+    let api = FakeApi::default();
+    api.repeat_events();
+    let (known, by_piece) = (watched(&api), watched_by_piece(&api));
+    for n in 0..20_i64 {
+        put(&api, &format!("m{}", n % 3), n);
+        if n % 5 == 0 {
+            api.remove(&format!("{MAPS}/m{}", n % 3));
+        }
+        if n % 7 == 0 {
+            api.break_connections();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    api.remove(&format!("{MAPS}/m0"));
+    for known in [known, by_piece] {
+        known.becomes("m1=19 m2=17").await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!((known.shown().as_str(), known.lists()), ("m1=19 m2=17", 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,6 +57,10 @@ struct State {
     /// New connections are refused.
     down: bool,
     without_streaming: bool,
+    /// Fields it does not know, as an older server: dropped wherever they are written.
+    unknown_fields: Vec<&'static str>,
+    /// Watches tell each change twice, and then all before it once more, the newest first.
+    repeats: bool,
     /// Pods that are deleted are gone at once, as if they ran nowhere.
     opened: u64,
 }
@@ -151,6 +155,16 @@ impl FakeApi {
     /// Streaming lists are refused, as by servers before 1.34.
     pub fn refuse_streaming_lists(&self) {
         self.lock().without_streaming = true;
+    }
+
+    /// Fields of these names are dropped from whatever is written, as by a server that does not know them.
+    pub fn forget_fields(&self, names: &[&'static str]) {
+        self.lock().unknown_fields = names.to_vec();
+    }
+
+    /// From now on watches tell each change twice, and then all before it once more, the newest first.
+    pub fn repeat_events(&self) {
+        self.lock().repeats = true;
     }
 
     /// Sends a bookmark to every watch.

@@ -115,13 +115,15 @@ fn list(api: &FakeApi, at: &Address, fields: &str) -> Response<Flow> {
 }
 
 fn change(api: &FakeApi, method: &Method, at: &Address, body: &[u8]) -> Response<Flow> {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut body: Value = serde_json::from_slice(body).unwrap_or_default();
+    drop_fields(&mut body, &api.lock().unknown_fields);
     let mut result = Err((405, "MethodNotAllowed"));
     api.change(|objects| {
         result = match *method {
             Method::GET => objects.get(at).cloned().ok_or((404, "NotFound")),
             Method::POST if at.sub == "token" => Ok(json!({"status": {
-                "token": format!("token-of-{}", at.name), "expirationTimestamp": "2100-01-01T00:00:00Z"}})),
+                "token": format!("token-of-{}-for-{}", at.name, body["spec"]["boundObjectRef"]["name"].as_str().unwrap_or_default()),
+                "expirationTimestamp": "2100-01-01T00:00:00Z"}})),
             Method::POST => objects.create(at, body),
             Method::PATCH => objects.patch(at, &body),
             Method::DELETE => objects.delete(at, &body),
@@ -166,9 +168,13 @@ fn watch(
                 return;
             }
         }
+        let mut told = Vec::new();
         loop {
             versions.borrow_and_update();
-            let news = api.lock().objects.since(&at, &fields, version);
+            let (news, repeats) = {
+                let state = api.lock();
+                (state.objects.since(&at, &fields, version), state.repeats)
+            };
             let Some(news) = news else {
                 let gone = json!({"kind": "Status", "code": 410, "reason": "Expired"});
                 let _ = sender.send(line("ERROR", &gone)).await;
@@ -176,8 +182,12 @@ fn watch(
             };
             for one in news {
                 version = one.version;
-                if sender.send(line(one.kind, &one.object)).await.is_err() {
-                    return;
+                told.push(line(one.kind, &one.object));
+                let again = if repeats { told.len() } else { 0 };
+                for line in told.last().into_iter().chain(told.iter().rev().take(again)) {
+                    if sender.send(line.clone()).await.is_err() {
+                        return;
+                    }
                 }
             }
             tokio::select! {
@@ -187,6 +197,17 @@ fn watch(
         }
     });
     Response::new(Flow(receiver))
+}
+
+fn drop_fields(value: &mut Value, names: &[&str]) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|name, _| !names.contains(&name.as_str()));
+            map.values_mut().for_each(|value| drop_fields(value, names));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| drop_fields(value, names)),
+        _ => {}
+    }
 }
 
 fn line(kind: &str, object: &Value) -> Bytes {
