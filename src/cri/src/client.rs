@@ -329,4 +329,74 @@ mod tests {
         assert!(error.one_line().contains("/nonexistent/cri.sock"), "{}", error.one_line());
         assert!(error.one_line().contains("No such file"), "{}", error.one_line());
     }
+
+    /// A runtime that answers everything with this body.
+    fn answering(path: &std::path::Path, body: Vec<u8>) {
+        use http_body_util::Full;
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let body = body.clone();
+                let service = hyper::service::service_fn(move |_| {
+                    let answer = http::Response::builder()
+                        .header("content-type", "application/grpc")
+                        .body(Full::new(bytes::Bytes::from(body.clone())));
+                    async move { answer }
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+    }
+
+    /// A gRPC frame that says it is so long.
+    fn frame(flags: u8, length: u32, message: &[u8]) -> Vec<u8> {
+        [&[flags][..], &length.to_be_bytes(), message].concat()
+    }
+
+    #[tokio::test]
+    async fn bytes_no_runtime_would_send_are_an_error_at_once_and_nothing_worse() {
+        let whole = |message: &[u8]| frame(0, u32::try_from(message.len()).unwrap(), message);
+        let cases = [
+            ("nothing", Vec::new()),
+            ("no field", whole(&[0xff; 8])),
+            ("a text that is none", whole(&[0x0a, 0x02, 0xff, 0xfe])),
+            ("a field longer than the message", whole(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f, b'x'])),
+            ("a field of another type", whole(&[0x0d, 1, 2, 3, 4])),
+            ("groups without end", whole(&vec![0x0b; 100_000])),
+            ("less than it says", frame(0, 100, b"abc")),
+            ("more than may be", frame(0, u32::MAX, b"abc")),
+            ("compressed by nobody knows what", frame(1, 3, b"abc")),
+            ("half a head", vec![0, 0]),
+            ("a page", b"<html>not what was asked for</html>".to_vec()),
+        ];
+        for (what, body) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("cri.sock");
+            answering(&path, body);
+            let client = CriClient::new(path.to_str().unwrap(), Timeouts::default()).unwrap();
+            let asked = tokio::time::timeout(Duration::from_secs(10), client.check_version());
+            let error = asked.await.unwrap_or_else(|_| panic!("{what}: no end")).unwrap_err();
+            assert!(!error.one_line().is_empty() && error.kind != ErrorKind::NotFound, "{what}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_speaks_something_else_is_no_runtime() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cri.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                let _ = stream.read(&mut [0; 1024]).await;
+            }
+        });
+        let client = CriClient::new(path.to_str().unwrap(), Timeouts::default()).unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(10), client.check_version());
+        let error = asked.await.expect("it ends").unwrap_err();
+        assert!(error.one_line().contains("cri.sock"), "{}", error.one_line());
+    }
 }
