@@ -1,6 +1,8 @@
 //! The server over real TLS on loopback: who is let in where, what is bounded, and that a stream is the bytes
 //! of its two ends and nothing else. The API server and the runtime are fakes.
 
+mod attacks;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -160,6 +162,10 @@ impl TestServer {
     }
 
     async fn with(streams: &str, anonymous: bool) -> Self {
+        Self::with_log_places(streams, anonymous, 3).await
+    }
+
+    async fn with_log_places(streams: &str, anonymous: bool, log_places: usize) -> Self {
         let disk = tempfile::tempdir().unwrap();
         let authority = Authority::new();
         let reviews = Arc::new(FakeReviews::default());
@@ -184,7 +190,7 @@ impl TestServer {
                 pods: pods.clone(),
                 clock: Clock::System,
                 folder,
-                readers: Arc::new(Semaphore::new(3)),
+                readers: Arc::new(Semaphore::new(log_places)),
             },
             streams: streams::StreamRoutes {
                 pods: pods.clone(),
