@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod certificates;
 pub mod cgroups;
+mod children;
 pub mod config;
 mod connections;
 pub mod dataplane;

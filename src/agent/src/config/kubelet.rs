@@ -132,7 +132,7 @@ config_fields! {
         "kernelMemcgNotification" kernel_memcg_notification: bool = false, keep, Never, "cgroup v1 only";
         "logging" logging: Logging = Logging::default(), keep, Now, "format (text, json), verbosity; flushFrequency, vmodule and options are without effect";
         "enableSystemLogHandler" enable_system_log_handler: Option<bool> = Some(true), keep, Now, "/logs/ on the HTTPS API";
-        "enableSystemLogQuery" enable_system_log_query: Option<bool> = Some(false), keep, Later, "queries of the node's logs";
+        "enableSystemLogQuery" enable_system_log_query: Option<bool> = Some(false), keep, Now, "/logs/?query=SERVICE: what the node's journal has of a service, or its file";
         "shutdownGracePeriod" shutdown_grace_period: GoDuration = secs(0), keep, Later, "time for pods when the node shuts down";
         "shutdownGracePeriodCriticalPods" shutdown_grace_period_critical_pods: GoDuration = secs(0), keep, Later, "the part of it for critical pods";
         "shutdownGracePeriodByPodPriority" shutdown_grace_period_by_pod_priority: Vec<ShutdownGrace> = Vec::new(), keep, Later, "the same per priority; excludes the two above";

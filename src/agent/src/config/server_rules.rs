@@ -36,6 +36,7 @@ pub(super) fn server(
         rights: rights(config, rules),
         debugging: config.enable_debugging_handlers.unwrap_or(true),
         node_logs: config.enable_system_log_handler.unwrap_or(true),
+        node_log_queries: config.enable_system_log_query.unwrap_or(false),
         configz: shown(config),
         flags: flags(args),
     }

@@ -274,6 +274,8 @@ pub struct KubeletServer {
     pub debugging: bool,
     /// `/logs/`.
     pub node_logs: bool,
+    /// Queries there.
+    pub node_log_queries: bool,
     /// The configuration as `/configz` shows it.
     pub configz: serde_json::Value,
     /// The flags that were given, one a line.

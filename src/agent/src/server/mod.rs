@@ -9,6 +9,7 @@ mod listener;
 mod log_files;
 mod logs;
 mod metrics;
+mod node_logs;
 mod pods;
 mod routes;
 mod seldom;
@@ -47,6 +48,10 @@ pub use tls::{ServingCertificate, TlsError, load_pair};
 
 /// Logs on their way at the same time; each may hold a few hundred KiB while its reader is slow.
 const MAX_LOGS: usize = 200;
+/// Where the node's own logs are, as the kubelet has it.
+const NODE_LOGS: &str = "/var/log";
+/// What reads the journal. By its path: nothing of the daemon's environment decides what is run.
+const JOURNAL: &str = "/usr/bin/journalctl";
 /// Streams into containers at the same time.
 const MAX_STREAMS: usize = 200;
 /// An address that is taken is tried again after this.
@@ -136,13 +141,21 @@ pub fn start(
 }
 
 fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
+    let readers = Arc::new(Semaphore::new(MAX_LOGS));
     Answers {
         pods: parts.pods.clone(),
         logs: logs::Logs {
             pods: parts.pods.clone(),
             clock: parts.clock,
             folder: parts.pod_logs.clone(),
-            readers: Arc::new(Semaphore::new(MAX_LOGS)),
+            readers: readers.clone(),
+        },
+        node_logs: node_logs::NodeLogs {
+            folder: NODE_LOGS.into(),
+            files: settings.node_logs,
+            queries: settings.node_log_queries,
+            journal: JOURNAL.into(),
+            readers,
         },
         streams: streams::StreamRoutes {
             pods: parts.pods.clone(),
@@ -173,7 +186,6 @@ fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
         },
         prober: parts.prober.clone(),
         debugging: settings.debugging,
-        node_logs: settings.node_logs,
         configz: settings.configz.clone(),
         flags: settings.flags.clone(),
         started: parts.clock.now(),

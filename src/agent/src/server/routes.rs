@@ -17,6 +17,7 @@ use super::checkpoint::Checkpoints;
 use super::listener::{Peer, Service};
 use super::logs::Logs;
 use super::metrics::{self, DaemonMetrics};
+use super::node_logs::NodeLogs;
 use super::pods;
 use super::stats::Stats;
 use super::streams::StreamRoutes;
@@ -39,8 +40,7 @@ pub(super) struct Answers {
     pub(super) prober: Prober,
     /// `enableDebuggingHandlers`.
     pub(super) debugging: bool,
-    /// `enableSystemLogHandler`.
-    pub(super) node_logs: bool,
+    pub(super) node_logs: NodeLogs,
     /// The configuration as `/configz` shows it.
     pub(super) configz: serde_json::Value,
     /// The flags that were given, one a line.
@@ -108,10 +108,7 @@ impl Answers {
             Route::Pods => pods::pods(&self.pods),
             Route::RunningPods => pods::running(&self.pods),
             Route::ContainerLogs(target) => self.logs.container(target, query).await,
-            Route::NodeLogs(_) if !self.node_logs => {
-                body::text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n")
-            }
-            Route::NodeLogs(parts) => self.logs.node(parts).await,
+            Route::NodeLogs(parts) => self.node_logs.answer(parts, query).await,
             Route::Run(target) => self.streams.run(target, query).await,
             Route::Configz => {
                 body::json(serde_json::json!({"kubeletconfig": self.configz}).to_string().into_bytes())

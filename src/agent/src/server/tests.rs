@@ -225,7 +225,13 @@ impl TestServer {
                 Clock::System,
             ),
             debugging: true,
-            node_logs: true,
+            node_logs: node_logs::NodeLogs {
+                folder: disk.path().join("logs"),
+                files: true,
+                queries: true,
+                journal: disk.path().join("no-journal"),
+                readers: Arc::new(Semaphore::new(3)),
+            },
             configz: json!({"port": 10250}),
             flags: String::new(),
             started: jiff::Timestamp::now(),
@@ -397,7 +403,7 @@ fn unchunked(head: &str, body: &str) -> String {
 }
 
 /// Every path of the API, and one that is none.
-const PATHS: [&str; 25] = [
+const PATHS: [&str; 27] = [
     "/healthz",
     "/healthz/ping",
     "/pods",
@@ -417,6 +423,8 @@ const PATHS: [&str; 25] = [
     "/checkpoint/default/web/c",
     "/logs/",
     "/logs/none",
+    "/logs/?query=kubelet",
+    "/logs/?query=/none.log",
     "/configz",
     "/statusz",
     "/flagz",
@@ -524,6 +532,25 @@ async fn reading_rights_run_no_command_and_fine_rights_open_their_path_only() {
     assert_eq!(ask("getter", "GET", "/metrics").await, 403, "but not those it never held");
     assert_eq!(ask("poder", "GET", "/pods").await, 200);
     assert_eq!(ask("poder", "GET", "/configz").await, 403);
+    server
+        .reviews
+        .rights
+        .lock()
+        .unwrap()
+        .extend(["logger get log".to_owned(), "poster create log".to_owned()]);
+    for path in ["/logs/", "/logs/?query=kubelet"] {
+        assert_eq!(
+            (ask("logger", "GET", path).await, ask("logger", "POST", path).await),
+            (200, 403),
+            "{path}"
+        );
+        assert_eq!(
+            (ask("poster", "GET", path).await, ask("poster", "POST", path).await),
+            (403, 200),
+            "{path}"
+        );
+        assert_eq!(ask("getter", "GET", path).await, 403, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -612,33 +639,6 @@ async fn logs_come_as_asked_for_and_follow_to_the_end_of_their_instance() {
         server.write_log(8..9);
     });
     assert_eq!(answer, (200, "4\n5\n6\n7\n8\n".to_owned()));
-}
-
-#[tokio::test]
-async fn followers_are_bounded_and_give_their_places_back() {
-    let server = TestServer::start().await;
-    server.write_log(0..20_000);
-    let request = "GET /containerLogs/default/web/c?follow=1 HTTP/1.1\r\nHost: node\r\n\r\n";
-    let mut held = Vec::new();
-    for _ in 0..3 {
-        // They read the beginning and then nothing more.
-        let mut stream = server.connect(Some(server.authority.client("admin", false))).await;
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut head = [0; 12];
-        stream.read_exact(&mut head).await.unwrap();
-        assert_eq!(&head, b"HTTP/1.1 200");
-        held.push(stream);
-    }
-    assert_eq!(server.admin("GET", "/containerLogs/default/web/c").await.0, 429);
-    assert_eq!(server.admin("GET", "/pods").await.0, 200, "others are answered");
-    held.clear();
-    for _ in 0..100 {
-        if server.admin("GET", "/containerLogs/default/web/c?tailLines=1").await.0 == 200 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the places of readers that left are not given back");
 }
 
 /// A streaming server that takes one connection: gives back the head it saw, answers with `answer`, and echoes.

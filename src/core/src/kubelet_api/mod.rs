@@ -8,6 +8,7 @@ pub mod cache;
 pub mod exposition;
 pub mod log_source;
 pub mod log_text;
+pub mod node_log;
 pub mod query;
 pub mod route;
 pub mod summary;

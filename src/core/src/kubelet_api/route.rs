@@ -171,7 +171,7 @@ impl Route {
     /// Verbs this route answers.
     pub fn verbs(&self) -> &'static [Verb] {
         match self {
-            Self::Exec(_) | Self::Attach(_) | Self::PortForward(_) | Self::Summary => {
+            Self::Exec(_) | Self::Attach(_) | Self::PortForward(_) | Self::Summary | Self::NodeLogs(_) => {
                 &[Verb::Get, Verb::Create]
             }
             Self::Run(_) | Self::Checkpoint(_) => &[Verb::Create],
@@ -269,9 +269,12 @@ fn log_path(rest: &str) -> Option<Vec<String>> {
     if rest.len() > MAX_LOG_PATH {
         return None;
     }
-    // Escaped slashes would be parts nobody looked at.
-    let plain = |part: &String| !part.is_empty() && !is_dots(part) && !part.contains(['/', '\0']);
-    rest.split('/').map(|part| unescape(part, false).filter(plain)).collect()
+    rest.split('/').map(|part| unescape(part, false).filter(|part| is_log_part(part))).collect()
+}
+
+/// Whether this can be one part of a path of files; escaped slashes would be parts nobody looked at.
+pub(super) fn is_log_part(part: &str) -> bool {
+    !part.is_empty() && !is_dots(part) && !part.contains(['/', '\0'])
 }
 
 #[cfg(test)]
@@ -294,8 +297,8 @@ mod tests {
             ("/metrics/slis", &[Verb::Get], &["metrics"]),
             ("/containerLogs/ns/pod/c", &[Verb::Get], &["proxy"]),
             ("/checkpoint/ns/pod/c", &[Verb::Create], &["checkpoint"]),
-            ("/logs/", &[Verb::Get], &["log"]),
-            ("/logs/pods/a/0.log", &[Verb::Get], &["log"]),
+            ("/logs/", &[Verb::Get, Verb::Create], &["log"]),
+            ("/logs/pods/a/0.log", &[Verb::Get, Verb::Create], &["log"]),
             ("/configz", &[Verb::Get], &["configz", "proxy"]),
             ("/statusz", &[Verb::Get], &["statusz"]),
             ("/flagz", &[Verb::Get], &["configz"]),

@@ -77,6 +77,33 @@ async fn of_a_thousand_followers_as_many_as_there_are_places_follow_and_the_othe
     panic!("no place came back");
 }
 
+#[tokio::test]
+async fn followers_are_bounded_and_give_their_places_back() {
+    let server = TestServer::start().await;
+    server.write_log(0..20_000);
+    let request = "GET /containerLogs/default/web/c?follow=1 HTTP/1.1\r\nHost: node\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        // They read the beginning and then nothing more.
+        let mut stream = server.connect(Some(server.authority.client("admin", false))).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        held.push(stream);
+    }
+    assert_eq!(server.admin("GET", "/containerLogs/default/web/c").await.0, 429);
+    assert_eq!(server.admin("GET", "/pods").await.0, 200, "others are answered");
+    held.clear();
+    for _ in 0..100 {
+        if server.admin("GET", "/containerLogs/default/web/c?tailLines=1").await.0 == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the places of readers that left are not given back");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
     let server = TestServer::start().await;
