@@ -10,6 +10,10 @@ use crate::pod::facts::is_terminal;
 pub const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// The condition of pods that are ended for others. Whoever does it owns it, and says so by its reason.
+pub const DISRUPTION: &str = "DisruptionTarget";
+pub const DISRUPTION_BY_US: &str = "TerminationByKubelet";
+
 /// Fields of the status a node owns, beside the conditions.
 const OWN_FIELDS: [&str; 13] = [
     "phase",
@@ -73,7 +77,10 @@ fn changed_conditions(there: &Map<String, Value>, wanted: &Map<String, Value>) -
         Some(Value::Array(list)) => list.clone(),
         _ => Vec::new(),
     };
-    let is_own = |one: &Value| one["type"].as_str().is_some_and(|kind| OWN_CONDITIONS.contains(&kind));
+    let is_own = |one: &Value| match one["type"].as_str() {
+        Some(DISRUPTION) => one["reason"] == DISRUPTION_BY_US,
+        kind => kind.is_some_and(|kind| OWN_CONDITIONS.contains(&kind)),
+    };
     let has = list(there);
     let mut changed: Vec<Value> =
         list(wanted).into_iter().filter(|one| is_own(one) && !has.contains(one)).collect();
@@ -127,6 +134,21 @@ mod tests {
 
     fn ours(status: Value) -> PodStatus {
         from_value(status).unwrap()
+    }
+
+    #[test]
+    fn a_disruption_of_ours_is_told_and_one_of_others_is_left_alone() {
+        let told = |reason: &str| json!([{"type": "DisruptionTarget", "status": "True", "reason": reason}]);
+        let patch = |there: Value, wanted: Value| {
+            let patch =
+                status_patch(&server(json!({"conditions": there})), &ours(json!({"conditions": wanted})));
+            patch.map(|patch| patch["status"]["conditions"].clone())
+        };
+        let (by_us, by_others) = (told("TerminationByKubelet"), told("EvictionByEvictionAPI"));
+        assert_eq!(patch(json!([]), by_us.clone()), Some(by_us.clone()));
+        assert_eq!(patch(by_others.clone(), by_us.clone()), Some(by_us.clone()));
+        assert_eq!(patch(by_us.clone(), by_us), None);
+        assert_eq!(patch(json!([]), by_others), None);
     }
 
     #[test]

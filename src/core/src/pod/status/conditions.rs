@@ -5,10 +5,10 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::pod::containers::{Role, is_host_network, spec};
-use crate::pod::desired::PodSource;
+use crate::pod::desired::{EndCause, PodSource};
 use crate::pod::facts::Facts;
 use crate::pod::observed::SandboxState;
-use crate::pod::report::OWN_CONDITIONS;
+use crate::pod::report::{DISRUPTION, DISRUPTION_BY_US, OWN_CONDITIONS};
 
 use super::containers::Statuses;
 use super::phase::{FAILED, SUCCEEDED, has_begun, has_succeeded};
@@ -31,8 +31,21 @@ pub(super) fn conditions(facts: &Facts<'_>, phase: &str, all: &Statuses) -> Vec<
         containers_ready,
         Verdict { kind: "PodScheduled", holds: true, reason: None, message: None },
     ];
-    let own = verdicts.into_iter().map(|verdict| condition(facts, verdict));
-    own.chain(foreign(facts).cloned()).collect()
+    let disruption = disruption(facts, phase);
+    let ours = disruption.is_some();
+    let own = verdicts.into_iter().chain(disruption).map(|verdict| condition(facts, verdict));
+    let foreign = foreign(facts).filter(|condition| !(ours && condition.type_ == DISRUPTION));
+    own.chain(foreign.cloned()).collect()
+}
+
+/// Controllers that count failures of pods leave those out that were ended for others (KEP-3329). Told with the final
+/// phase, not before: until then the pod may still end by itself. A pod that is evicted for its own limit has itself
+/// to blame. Once told it stays, as those of others do, who may have told it before.
+fn disruption(facts: &Facts<'_>, phase: &str) -> Option<Verdict> {
+    let Some(EndCause::Preempted { message }) = facts.snapshot.lifecycle.cause() else { return None };
+    let message = Some(message.clone());
+    let verdict = Verdict { kind: DISRUPTION, holds: true, reason: Some(DISRUPTION_BY_US), message };
+    matches!(phase, FAILED | SUCCEEDED).then_some(verdict)
 }
 
 /// Conditions of others: a pod of the API server has them in its object, any other in what was said before.

@@ -112,6 +112,35 @@ fn a_final_phase_is_withheld_while_something_runs_and_never_left() {
 }
 
 #[test]
+fn a_preempted_pod_is_told_as_disrupted_with_its_final_phase_and_an_evicted_one_is_not() {
+    let preempted = || EndCause::Preempted { message: "made room".into() };
+    let told = |status: &PodStatus| {
+        let all = status.conditions.iter().flatten().filter(|one| one.type_ == "DisruptionTarget");
+        all.map(|one| (one.status.clone(), one.reason.clone(), one.message.clone())).collect::<Vec<_>>()
+    };
+    let mut fixture = fixture(one("Always"), vec![running("a", "a", 0, at(10))]);
+    fixture.desired.deletion =
+        Some(Deletion { requested_at: at(1000), grace_seconds: 30, cause: preempted() });
+    fixture.lifecycle = Lifecycle::Terminating { cause: preempted(), since: at(1000), deadline: at(1030) };
+    assert_eq!(told(&status(&fixture)), [], "it may still end by itself");
+    fixture.observed.containers = vec![exited("a", "a", 0, at(10), at(20), 0)];
+    fixture.observed.sandboxes.clear();
+    fixture.lifecycle = Lifecycle::Terminated { cause: preempted(), at: at(1000) };
+    let ended = status(&fixture);
+    let expected = ("True".to_owned(), Some("TerminationByKubelet".to_owned()), Some("made room".to_owned()));
+    assert_eq!((ended.phase.as_deref(), told(&ended)), (Some("Failed"), vec![expected.clone()]));
+    // It stays when nobody knows the cause any more, once.
+    fixture.prior = Some(ended);
+    assert_eq!(told(&status(&fixture)), [expected.clone()]);
+    fixture.lifecycle = Lifecycle::Terminated { cause: EndCause::Finished, at: at(1000) };
+    assert_eq!(told(&status(&fixture)), [expected]);
+    fixture.prior = None;
+    let evicted = EndCause::Evicted { message: "over its limit".into() };
+    fixture.lifecycle = Lifecycle::Terminated { cause: evicted, at: at(1000) };
+    assert_eq!(told(&status(&fixture)), []);
+}
+
+#[test]
 fn container_states_and_reasons() {
     let mut fixture = fixture(one("Always"), vec![]);
     fixture.observed.sandboxes.clear();
