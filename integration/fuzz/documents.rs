@@ -107,8 +107,8 @@ fn answers_of_credential_providers_with_damage() {
             Ok(answer) => {
                 let mut cache = provider::Cache::default();
                 let now = std::time::Duration::from_secs(1);
-                cache.put("a.r.io/web", &answer, now, now);
-                let kept = cache.get("a.r.io/web", now);
+                cache.put(("a.r.io/web", ""), &answer, now, now);
+                let kept = cache.get("a.r.io/web", "", now);
                 assert_eq!(kept.is_some(), answer.keep.is_none_or(|keep| !keep.is_zero()));
             }
             Err(fault) => assert!(!fault.to_string().contains("hush"), "{fault}"),

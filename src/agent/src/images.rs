@@ -9,6 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use longshore_core::image::keyring::{Credential, joined};
+use longshore_core::image::provider::PodAccount;
+use longshore_core::image::pull_secrets::PullSecrets;
 use longshore_core::image::rate::PullRate;
 use longshore_core::pod::step::{ImagePresent, PullPolicy, StepError};
 use longshore_cri::{CriError, ErrorKind, ImagePull, Images, PullFailure, RegistryAuth};
@@ -24,8 +26,8 @@ type Found = Result<Option<ImagePresent>, StepError>;
 type WeakLook = WeakShared<BoxFuture<'static, Found>>;
 
 /// Pulls of one image are one only where the same credentials would open the registry: a pod with none must not
-/// be served by another's.
-type PullKey = (String, Vec<Credential>);
+/// be served by another's. Where a plugin asks for it, the ServiceAccount is one, by namespace and name.
+type PullKey = (String, Vec<Credential>, Option<(String, String)>);
 
 /// Looks up and pulls images.
 pub struct ImagePuller {
@@ -90,7 +92,7 @@ impl ImagePuller {
         &self,
         image: &str,
         policy: PullPolicy,
-        credentials: &[Credential],
+        secrets: &PullSecrets,
         pulls: impl FnOnce() + Send,
     ) -> (PullResult, Duration) {
         if policy != PullPolicy::Always {
@@ -104,8 +106,10 @@ impl ImagePuller {
         pulls();
         let begin = Instant::now();
         let waited = Arc::new(Mutex::new(Duration::ZERO));
-        let key = (image.to_owned(), credentials.to_vec());
-        let result = self.pull(key, begin, waited.clone()).await;
+        let account = secrets.account.as_ref().filter(|_| self.node.asks_for_account(image));
+        let speaks = account.map(|account| (account.pod.namespace.to_string(), account.name.clone()));
+        let key = (image.to_owned(), secrets.credentials.clone(), speaks);
+        let result = self.pull(key, account, begin, waited.clone()).await;
         let waited = *waited.lock().unwrap_or_else(PoisonError::into_inner);
         (result, waited)
     }
@@ -136,7 +140,13 @@ impl ImagePuller {
     }
 
     /// Joins the pull of this image that is under way, or begins one.
-    async fn pull(&self, key: PullKey, begin: Instant, waited: Arc<Mutex<Duration>>) -> PullResult {
+    async fn pull(
+        &self,
+        key: PullKey,
+        account: Option<&PodAccount>,
+        begin: Instant,
+        waited: Arc<Mutex<Duration>>,
+    ) -> PullResult {
         let pull = {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             under_way.retain(|_, pull| pull.upgrade().is_some());
@@ -144,7 +154,7 @@ impl ImagePuller {
                 Some(pull) => pull,
                 None if !self.may_begin() => return Err(too_often(&key.0)),
                 None => {
-                    let pull = self.begin(key.clone(), begin, waited);
+                    let pull = self.begin(key.clone(), account.cloned(), begin, waited);
                     if let Some(weak) = pull.downgrade() {
                         under_way.insert(key.clone(), weak);
                     }
@@ -162,9 +172,15 @@ impl ImagePuller {
         result
     }
 
-    fn begin(&self, key: PullKey, begin: Instant, waited: Arc<Mutex<Duration>>) -> Pull {
+    fn begin(
+        &self,
+        key: PullKey,
+        account: Option<PodAccount>,
+        begin: Instant,
+        waited: Arc<Mutex<Duration>>,
+    ) -> Pull {
         let (images, slots, node) = (self.images.clone(), self.slots.clone(), self.node.clone());
-        let (image, of_pod) = key;
+        let (image, of_pod, _) = key;
         let work = async move {
             let _slot = match &slots {
                 // The semaphore is never closed.
@@ -172,7 +188,7 @@ impl ImagePuller {
                 None => None,
             };
             *waited.lock().unwrap_or_else(PoisonError::into_inner) = begin.elapsed();
-            let of_node = node.for_image(&image).await;
+            let of_node = node.for_image(&image, account.as_ref()).await;
             let credentials = joined([of_pod, of_node.credentials.clone()]);
             tracing::info!(image, credentials = credentials.len(), "pulling");
             let pulled = pull_in_turn(&*images, &image, &credentials).await;
@@ -277,6 +293,10 @@ mod tests {
         Credential { username: user.to_owned(), password: password.to_owned() }
     }
 
+    fn secrets(credentials: &[Credential]) -> PullSecrets {
+        PullSecrets { credentials: credentials.to_vec(), ..PullSecrets::default() }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn credentials_are_tried_in_turn_and_only_where_another_may_help() {
         let fake = FakeRuntime::default();
@@ -293,7 +313,8 @@ mod tests {
         ] {
             let before = fake.calls(Operation::PullImage);
             let mut told = 0;
-            let (result, _) = puller.ensure(image, PullPolicy::Always, credentials, || told += 1).await;
+            let (result, _) =
+                puller.ensure(image, PullPolicy::Always, &secrets(credentials), || told += 1).await;
             assert_eq!(told, 1, "{image}");
             assert_eq!(result.is_ok(), opens, "{image}: {result:?}");
             assert_eq!(fake.calls(Operation::PullImage) - before, pulls, "{image}");
@@ -306,11 +327,11 @@ mod tests {
         let script = PullScript { takes: Duration::from_secs(5), ..PullScript::wants("b", "2") };
         fake.script_pull("r.io/private:1", script);
         let puller = ImagePuller::new(fake.runtime().images, None);
-        let with = [credential("b", "2")];
+        let (with, without) = (secrets(&[credential("b", "2")]), PullSecrets::default());
         let ((opened, _), (same, _), (refused, _)) = tokio::join!(
             puller.ensure("r.io/private:1", PullPolicy::Always, &with, || ()),
             puller.ensure("r.io/private:1", PullPolicy::Always, &with, || ()),
-            puller.ensure("r.io/private:1", PullPolicy::Always, &[], || ()),
+            puller.ensure("r.io/private:1", PullPolicy::Always, &without, || ()),
         );
         assert!(opened.is_ok() && same.is_ok(), "{opened:?} {same:?}");
         assert_eq!(refused.unwrap_err().reason, "ErrImagePull");

@@ -189,7 +189,8 @@ pub async fn run(args: &AgentArgs, settings: Settings) -> anyhow::Result<()> {
         hooks: Arc::new(HookRunner::new(exec.clone())),
         attempt: Arc::new(RealAttempt::new(exec)),
         disk: Arc::new(RealDisk),
-        registries: NodeCredentials::of_node(&settings),
+        registries: NodeCredentials::of_node(&settings)
+            .with_tokens(control_plane.as_ref().map(|clients| clients.node.clone())),
         runtime,
         facts,
         control_plane,

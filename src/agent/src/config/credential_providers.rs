@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use longshore_core::go_duration::GoDuration;
-use longshore_core::image::provider::VERSIONS;
+use longshore_core::image::provider::{KeptFor, TokenAttributes, VERSIONS};
+use longshore_core::pod::validate::is_qualified;
 use serde::Deserialize;
 
 use super::settings::CredentialProvider;
@@ -34,7 +35,17 @@ struct Provider {
     api_version: String,
     args: Option<Vec<String>>,
     env: Option<Vec<EnvVar>>,
-    token_attributes: Option<serde_json::Value>,
+    token_attributes: Option<Tokens>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Tokens {
+    service_account_token_audience: String,
+    cache_type: String,
+    require_service_account: Option<bool>,
+    required_service_account_annotation_keys: Vec<String>,
+    optional_service_account_annotation_keys: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -127,14 +138,59 @@ fn check(
         if provider.default_cache_duration.is_none_or(GoDuration::is_negative) {
             fail("defaultCacheDuration", "is missing or negative; write it like 10m or 0s".to_owned());
         }
-        if provider.token_attributes.is_some() {
-            fail("tokenAttributes", "is not supported: plugins get no service account tokens".to_owned());
+        if let Some(tokens) = &provider.token_attributes {
+            check_tokens(tokens, &provider.api_version, |field, message| {
+                fail(&format!("tokenAttributes.{field}"), message);
+            });
         }
         let program = folder.join(&provider.name);
         if !program.is_file() {
             fail("name", format!("there is no program {}", program.display()));
         }
         found.push(settings(provider, program));
+    }
+}
+
+fn check_tokens(tokens: &Tokens, api_version: &str, mut fail: impl FnMut(&str, String)) {
+    if api_version != VERSIONS[0] {
+        let message = format!("needs apiVersion {}; the other versions know no tokens", VERSIONS[0]);
+        fail("serviceAccountTokenAudience", message);
+    }
+    if tokens.service_account_token_audience.is_empty() {
+        fail("serviceAccountTokenAudience", "is missing; name whom the tokens are for".to_owned());
+    }
+    if kept_for(&tokens.cache_type).is_none() {
+        fail("cacheType", format!("is {:?}; it must be Token or ServiceAccount", tokens.cache_type));
+    }
+    let required = &tokens.required_service_account_annotation_keys;
+    match tokens.require_service_account {
+        None => fail("requireServiceAccount", "is missing; write true or false".to_owned()),
+        Some(false) if !required.is_empty() => {
+            let message = "must be true where annotations are required of the service account".to_owned();
+            fail("requireServiceAccount", message);
+        }
+        Some(_) => {}
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for (field, keys) in [
+        ("requiredServiceAccountAnnotationKeys", required),
+        ("optionalServiceAccountAnnotationKeys", &tokens.optional_service_account_annotation_keys),
+    ] {
+        for key in keys {
+            if !is_qualified(key) {
+                fail(field, format!("{key:?} is no key of an annotation"));
+            } else if !seen.insert(key) {
+                fail(field, format!("{key:?} is named twice"));
+            }
+        }
+    }
+}
+
+fn kept_for(cache_type: &str) -> Option<KeptFor> {
+    match cache_type {
+        "Token" => Some(KeptFor::Token),
+        "ServiceAccount" => Some(KeptFor::ServiceAccount),
+        _ => None,
     }
 }
 
@@ -154,7 +210,19 @@ fn settings(provider: &Provider, program: PathBuf) -> CredentialProvider {
         match_images: provider.match_images.clone(),
         keep: provider.default_cache_duration.map_or(Duration::ZERO, GoDuration::get),
         api_version: provider.api_version.clone(),
+        tokens: provider.token_attributes.as_ref().and_then(attributes),
     }
+}
+
+/// `None` only where a rule is broken.
+fn attributes(tokens: &Tokens) -> Option<TokenAttributes> {
+    Some(TokenAttributes {
+        audience: tokens.service_account_token_audience.clone(),
+        keep_for: kept_for(&tokens.cache_type)?,
+        required: tokens.require_service_account?,
+        required_annotations: tokens.required_service_account_annotation_keys.clone(),
+        optional_annotations: tokens.optional_service_account_annotation_keys.clone(),
+    })
 }
 
 #[cfg(test)]
@@ -196,6 +264,26 @@ mod tests {
     const ONE: &str = "{name: one, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: ['*.r.io'], defaultCacheDuration: 12h, args: [a], env: [{name: WHO, value: hush}]}";
     const TWO: &str = "{name: two, apiVersion: credentialprovider.kubelet.k8s.io/v1beta1, matchImages: [r.io], defaultCacheDuration: 0s}";
 
+    const TOKENS: &str = "serviceAccountTokenAudience: a, cacheType: Token, requireServiceAccount: true, \
+        requiredServiceAccountAnnotationKeys: [a.io/r], optionalServiceAccountAnnotationKeys: [b]";
+
+    fn with_tokens(tokens: &str) -> String {
+        ONE.replace("args: [a]", &format!("tokenAttributes: {{{tokens}}}"))
+    }
+
+    #[test]
+    fn tokens_of_service_accounts_are_given_as_written() {
+        let found = loaded(&file(&with_tokens(TOKENS))).unwrap();
+        let expected = TokenAttributes {
+            audience: "a".into(),
+            keep_for: KeptFor::Token,
+            required: true,
+            required_annotations: vec!["a.io/r".into()],
+            optional_annotations: vec!["b".into()],
+        };
+        assert_eq!(found[0].tokens, Some(expected));
+    }
+
     #[test]
     fn plugins_of_all_files_are_taken_in_order() {
         let found = loaded(&format!("{}---\n{}", file(ONE), file(TWO))).unwrap();
@@ -215,8 +303,21 @@ mod tests {
             (ONE.replace("k8s.io/v1", "k8s.io/v2"), "providers[0].apiVersion: is"),
             (ONE.replace("12h", "-1s"), "providers[0].defaultCacheDuration: is missing or negative"),
             (
-                ONE.replace("args: [a]", "tokenAttributes: {requireServiceAccount: true}"),
-                "tokenAttributes: is not supported",
+                with_tokens("requireServiceAccount: true"),
+                "tokenAttributes.serviceAccountTokenAudience: is missing",
+            ),
+            (with_tokens("serviceAccountTokenAudience: a"), "tokenAttributes.cacheType: is \"\""),
+            (with_tokens(&TOKENS.replace("Token,", "Pod,")), "tokenAttributes.cacheType: is \"Pod\""),
+            (
+                with_tokens("serviceAccountTokenAudience: a, cacheType: Token"),
+                "tokenAttributes.requireServiceAccount: is missing",
+            ),
+            (with_tokens(&TOKENS.replace("true", "false")), "requireServiceAccount: must be true"),
+            (with_tokens(&TOKENS.replace("[b]", "[a.io/r]")), "\"a.io/r\" is named twice"),
+            (with_tokens(&TOKENS.replace("[b]", "[a b]")), "\"a b\" is no key"),
+            (
+                with_tokens(TOKENS).replace("k8s.io/v1,", "k8s.io/v1beta1,"),
+                "the other versions know no tokens",
             ),
             (format!("{ONE}\n- {ONE}"), "providers[1].name: is \"one\" for the second time"),
         ] {

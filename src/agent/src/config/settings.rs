@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 use longshore_cluster::events::EventRate;
 use longshore_core::image::gc::GcPolicy;
+use longshore_core::image::provider::TokenAttributes;
 use longshore_core::pod::snapshot::CgroupSettings;
 use longshore_core::ruleset::node::ConntrackWish;
 
@@ -164,6 +165,8 @@ pub struct CredentialProvider {
     pub keep: Duration,
     /// The version of the protocol it is asked in.
     pub api_version: String,
+    /// How it is given tokens of pods' ServiceAccounts; `None` is not.
+    pub tokens: Option<TokenAttributes>,
 }
 
 impl std::fmt::Debug for CredentialProvider {

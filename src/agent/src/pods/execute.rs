@@ -117,8 +117,7 @@ impl Execute for Executor {
         let result = match &job.step {
             Step::PullImage { image, policy, secrets, .. } => {
                 let pulls = || self.recorder.pulls(&job.desired, &job.step);
-                let (result, pull_waited) =
-                    self.images.ensure(image, *policy, &secrets.credentials, pulls).await;
+                let (result, pull_waited) = self.images.ensure(image, *policy, secrets, pulls).await;
                 waited += pull_waited;
                 result.map(StepResult::Image).map_err(|error| secrets.explain(error))
             }

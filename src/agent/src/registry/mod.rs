@@ -8,6 +8,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use futures_util::future::join_all;
+use longshore_cluster::ApiClient;
+use longshore_core::image::provider::PodAccount;
 use longshore_core::image::pull_secrets::PullSecrets;
 use longshore_core::image::reference::repository;
 
@@ -21,6 +23,8 @@ use plugins::Plugin;
 pub struct NodeCredentials {
     files: Files,
     plugins: Vec<Plugin>,
+    /// Where tokens of ServiceAccounts come from; `None` while the node runs alone.
+    tokens: Option<ApiClient>,
 }
 
 impl NodeCredentials {
@@ -33,16 +37,29 @@ impl NodeCredentials {
     /// From the first of these files that is there and can be used, and from plugins.
     pub fn new(files: Vec<PathBuf>, plugins: &[CredentialProvider]) -> Self {
         let plugins = plugins.iter().cloned().map(Plugin::new).collect();
-        Self { files: Files::new(files), plugins }
+        Self { files: Files::new(files), plugins, tokens: None }
+    }
+
+    /// The same with tokens of ServiceAccounts for the plugins that want them.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Option<ApiClient>) -> Self {
+        Self { tokens, ..self }
+    }
+
+    /// Whether it matters for an image whose ServiceAccount speaks: such pulls are not shared.
+    pub fn asks_for_account(&self, image: &str) -> bool {
+        let repository = repository(image);
+        self.plugins.iter().any(|plugin| plugin.wants_tokens() && plugin.serves(&repository))
     }
 
     /// Those to try for an image, in order: the file's, then the plugins'. What gives none although it was asked is
     /// told in the log and with the pull.
-    pub async fn for_image(&self, image: &str) -> PullSecrets {
+    pub async fn for_image(&self, image: &str, account: Option<&PodAccount>) -> PullSecrets {
         let repository = repository(image);
+        let speaks = self.tokens.as_ref().zip(account);
         let mut keyring = self.files.keyring().await;
         let serving: Vec<&Plugin> = self.plugins.iter().filter(|plugin| plugin.serves(&repository)).collect();
-        let asked = join_all(serving.iter().map(|plugin| plugin.keyring(&repository))).await;
+        let asked = join_all(serving.iter().map(|plugin| plugin.keyring(&repository, speaks.as_ref()))).await;
         let mut problems = Vec::new();
         for (plugin, answer) in serving.into_iter().zip(asked) {
             match answer {
@@ -54,7 +71,7 @@ impl NodeCredentials {
                 }
             }
         }
-        PullSecrets { credentials: keyring.fitting(&repository), problems }
+        PullSecrets { credentials: keyring.fitting(&repository), problems, account: None }
     }
 }
 

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::keyring::{Credential, Keyring};
 use super::reference::registry;
 use crate::go_duration::GoDuration;
+use crate::ids::{PodKey, PodUid};
+use crate::pod::desired::{DesiredPod, PodSource};
 
 /// Versions of the protocol; they differ in name only.
 pub const VERSIONS: [&str; 3] = [
@@ -21,16 +24,109 @@ pub const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Answers kept of one plugin; what ends soonest makes room.
 const MAX_KEPT: usize = 1024;
 
+/// The pod whose ServiceAccount speaks for a pull (KEP-4412).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodAccount {
+    pub pod: PodKey,
+    pub uid: PodUid,
+    /// Of the ServiceAccount, in the pod's namespace.
+    pub name: String,
+}
+
+impl PodAccount {
+    /// `None` for pods the API server knows nothing of, which have no ServiceAccount.
+    pub fn of(desired: &DesiredPod) -> Option<Self> {
+        let name = desired.pod.spec.as_ref()?.service_account_name.clone().filter(|name| !name.is_empty())?;
+        let known = desired.source == PodSource::Api;
+        known.then(|| Self { pod: desired.key.clone(), uid: desired.uid.clone(), name })
+    }
+}
+
+/// How a plugin is given tokens of pods' ServiceAccounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenAttributes {
+    pub audience: String,
+    pub keep_for: KeptFor,
+    /// It is not asked for pods without a ServiceAccount.
+    pub required: bool,
+    /// It is not asked for ServiceAccounts without all of these.
+    pub required_annotations: Vec<String>,
+    pub optional_annotations: Vec<String>,
+}
+
+/// Whom an answer counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum KeptFor {
+    /// For pulls with the same token: those of one pod.
+    Token,
+    /// For all pods of a ServiceAccount.
+    ServiceAccount,
+}
+
+impl TokenAttributes {
+    /// What the plugin is told of a ServiceAccount's annotations; `None` where one it requires is not there.
+    pub fn told(&self, annotations: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+        if !self.required_annotations.iter().all(|key| annotations.contains_key(key)) {
+            return None;
+        }
+        let wanted = |key: &String| {
+            self.required_annotations.iter().chain(&self.optional_annotations).any(|one| one == key)
+        };
+        let told = annotations.iter().filter(|(key, _)| wanted(key));
+        Some(told.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+/// For whom a plugin is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Speaker {
+    pub namespace: String,
+    pub account: String,
+    /// Of the ServiceAccount: another one of the same name is somebody else.
+    pub uid: String,
+    pub annotations: BTreeMap<String, String>,
+    pub token: String,
+}
+
+impl Speaker {
+    /// What answers for it are kept by. Holds no secret.
+    pub fn key(&self, keep_for: KeptFor) -> String {
+        let mut parts = vec![&*self.namespace, &*self.account, &*self.uid];
+        parts.extend(self.annotations.iter().flat_map(|(key, value)| [&**key, &**value]));
+        if keep_for == KeptFor::Token {
+            parts.push(&self.token);
+        }
+        let mut hash = Sha256::new();
+        for part in parts {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
 /// What is written to a plugin's standard input.
-pub fn request(api_version: &str, repository: &str) -> Vec<u8> {
+pub fn request(api_version: &str, repository: &str, speaker: Option<&Speaker>) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Request<'a> {
         kind: &'static str,
         api_version: &'a str,
         image: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        service_account_token: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        service_account_annotations: Option<&'a BTreeMap<String, String>>,
     }
-    let request = Request { kind: "CredentialProviderRequest", api_version, image: repository };
+    let request = Request {
+        kind: "CredentialProviderRequest",
+        api_version,
+        image: repository,
+        service_account_token: speaker.map(|speaker| speaker.token.as_str()),
+        service_account_annotations: speaker
+            .map(|speaker| &speaker.annotations)
+            .filter(|all| !all.is_empty()),
+    };
     serde_json::to_vec(&request).unwrap_or_default()
 }
 
@@ -105,7 +201,10 @@ pub fn answer(api_version: &str, bytes: &[u8]) -> Result<Answer, AnswerFault> {
 
 /// Answers of one plugin while they count. Times are since any fixed instant.
 #[derive(Debug, Default)]
-pub struct Cache(HashMap<(CacheKeyType, String), Kept>);
+pub struct Cache(HashMap<Key, Kept>);
+
+/// For which images, of which place, and for whom: empty where the plugin asks for nobody's token.
+type Key = (CacheKeyType, String, String);
 
 #[derive(Debug)]
 struct Kept {
@@ -114,16 +213,22 @@ struct Kept {
 }
 
 impl Cache {
-    /// The answer that counts for a repository: the most exact one.
-    pub fn get(&self, repository: &str, now: Duration) -> Option<&Keyring> {
+    /// The answer that counts for a repository and for whom ([`Speaker::key`]): the most exact one.
+    pub fn get(&self, repository: &str, whom: &str, now: Duration) -> Option<&Keyring> {
         let kept = [CacheKeyType::Image, CacheKeyType::Registry, CacheKeyType::Global]
             .into_iter()
-            .filter_map(|key_type| self.0.get(&key(key_type, repository)));
+            .filter_map(|key_type| self.0.get(&key(key_type, repository, whom)));
         kept.filter(|kept| kept.until > now).map(|kept| &kept.keyring).next()
     }
 
     /// Keeps an answer for as long as it says, or else for `default`.
-    pub fn put(&mut self, repository: &str, answer: &Answer, default: Duration, now: Duration) {
+    pub fn put(
+        &mut self,
+        (repository, whom): (&str, &str),
+        answer: &Answer,
+        default: Duration,
+        now: Duration,
+    ) {
         let keep = answer.keep.unwrap_or(default);
         if keep.is_zero() {
             return;
@@ -134,17 +239,17 @@ impl Cache {
             first.map(|key| self.0.remove(&key));
         }
         let kept = Kept { keyring: answer.keyring.clone(), until: now.saturating_add(keep) };
-        self.0.insert(key(answer.key_type, repository), kept);
+        self.0.insert(key(answer.key_type, repository, whom), kept);
     }
 }
 
-fn key(key_type: CacheKeyType, repository: &str) -> (CacheKeyType, String) {
+fn key(key_type: CacheKeyType, repository: &str, whom: &str) -> Key {
     let place = match key_type {
         CacheKeyType::Image => repository,
         CacheKeyType::Registry => registry(repository),
         CacheKeyType::Global => "",
     };
-    (key_type, place.to_owned())
+    (key_type, place.to_owned(), whom.to_owned())
 }
 
 #[cfg(test)]
@@ -159,12 +264,77 @@ mod tests {
         )
     }
 
+    fn speaker() -> Speaker {
+        Speaker {
+            namespace: "shop".into(),
+            account: "web".into(),
+            uid: "u-1".into(),
+            annotations: BTreeMap::new(),
+            token: "hush".into(),
+        }
+    }
+
+    #[test]
+    fn answers_are_kept_for_the_account_or_for_the_token_and_never_for_another() {
+        let key = |change: fn(&mut Speaker), keep_for| {
+            let mut speaker = speaker();
+            change(&mut speaker);
+            speaker.key(keep_for)
+        };
+        let same: fn(&mut Speaker) = |_| {};
+        let others: [fn(&mut Speaker); 5] = [
+            |speaker| speaker.namespace = "shopw".into(),
+            |speaker| (speaker.namespace, speaker.account) = ("shopw".into(), "eb".into()),
+            |speaker| speaker.uid = "u-2".into(),
+            |speaker| speaker.annotations = BTreeMap::from([("a".into(), "b".into())]),
+            |speaker| speaker.annotations = BTreeMap::from([("ab".into(), String::new())]),
+        ];
+        for keep_for in [KeptFor::Token, KeptFor::ServiceAccount] {
+            assert_eq!(key(same, keep_for), key(same, keep_for));
+            let keys: std::collections::BTreeSet<String> =
+                others.iter().chain([&same]).map(|change| key(*change, keep_for)).collect();
+            assert_eq!(keys.len(), 6, "{keep_for:?}");
+        }
+        let other: fn(&mut Speaker) = |speaker| speaker.token = "other".into();
+        assert_eq!(key(other, KeptFor::ServiceAccount), key(same, KeptFor::ServiceAccount));
+        assert_ne!(key(other, KeptFor::Token), key(same, KeptFor::Token));
+        assert!(!key(same, KeptFor::Token).contains("hush"));
+    }
+
+    #[test]
+    fn a_plugin_is_told_the_annotations_it_names_and_asked_only_with_those_it_requires() {
+        let map = |all: &[&str]| {
+            all.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let attributes = TokenAttributes {
+            audience: "a".into(),
+            keep_for: KeptFor::Token,
+            required: true,
+            required_annotations: vec!["r".into()],
+            optional_annotations: vec!["o".into()],
+        };
+        for (there, told) in [
+            (&["r", "x"][..], Some(&["r"][..])),
+            (&["r", "o", "x"], Some(&["r", "o"])),
+            (&["o", "x"], None),
+            (&[], None),
+        ] {
+            assert_eq!(attributes.told(&map(there)), told.map(map), "{there:?}");
+        }
+    }
+
     #[test]
     fn the_image_is_asked_for() {
         assert_eq!(
-            String::from_utf8(request(V1, "r.io/web")).unwrap(),
+            String::from_utf8(request(V1, "r.io/web", None)).unwrap(),
             r#"{"kind":"CredentialProviderRequest","apiVersion":"credentialprovider.kubelet.k8s.io/v1","image":"r.io/web"}"#
         );
+        let told = BTreeMap::from([("a/b".to_owned(), "c".to_owned())]);
+        let speaker = Speaker { annotations: told, ..speaker() };
+        let text = String::from_utf8(request(V1, "r.io/web", Some(&speaker))).unwrap();
+        let expected =
+            r#""image":"r.io/web","serviceAccountToken":"hush","serviceAccountAnnotations":{"a/b":"c"}}"#;
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]
@@ -201,10 +371,11 @@ mod tests {
         ] {
             let mut cache = Cache::default();
             let answer = answer(V1, text(key_type, keep).as_bytes()).unwrap();
-            cache.put("r.io/web", &answer, seconds(10), seconds(100));
+            cache.put(("r.io/web", "w"), &answer, seconds(10), seconds(100));
+            assert!(cache.get("r.io/web", "", seconds(101)).is_none(), "for somebody else");
             let found = |now| {
                 ["r.io/web", "r.io/other", "else.io/web"]
-                    .map(|image| cache.get(image, seconds(now)).is_some())
+                    .map(|image| cache.get(image, "w", seconds(now)).is_some())
             };
             assert_eq!(found(109), covered, "{key_type} {keep}");
             assert_eq!(found(110), [false; 3], "{key_type} {keep}");
@@ -217,7 +388,7 @@ mod tests {
         let answer = answer(V1, text("Image", "").as_bytes()).unwrap();
         for image in 0..3 * MAX_KEPT {
             cache.put(
-                &format!("r.io/{image}"),
+                (&format!("r.io/{image}"), ""),
                 &answer,
                 Duration::from_secs(60),
                 Duration::from_millis(image as u64),
@@ -225,6 +396,6 @@ mod tests {
         }
         assert_eq!(cache.0.len(), MAX_KEPT);
         let last = format!("r.io/{}", 3 * MAX_KEPT - 1);
-        assert!(cache.get(&last, Duration::from_secs(4)).is_some(), "the newest stays");
+        assert!(cache.get(&last, "", Duration::from_secs(4)).is_some(), "the newest stays");
     }
 }

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 
 use super::docker_config::{self, Format};
 use super::keyring::{Credential, joined};
+use super::provider::PodAccount;
 use super::reference::repository;
 use crate::ids::ObjectKey;
 use crate::pod::refs::Data;
@@ -18,6 +19,8 @@ pub struct PullSecrets {
     pub credentials: Vec<Credential>,
     /// One part of a sentence for each secret that cannot be used; names only.
     pub problems: Vec<String>,
+    /// Who speaks for the pull where a plugin of the node asks for it.
+    pub account: Option<PodAccount>,
 }
 
 impl PullSecrets {

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec, ResourceRequirements};
 
 use crate::pod::containers::containers;
 use crate::resources::quantity::{Amount, amount};
+pub use names::is_qualified;
 
 /// One thing wrong with a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::ids::ContainerName;
+use crate::image::provider::PodAccount;
 use crate::image::pull_secrets::{self, PullSecrets};
 use crate::pod::containers::{PodContainer, Role, is_host_network};
 use crate::pod::hooks::Target;
@@ -302,7 +303,10 @@ fn pull(draft: &mut Draft<'_, '_>, container: &PodContainer<'_>) -> Progress {
     // Those of a pull under way were handed over when it began.
     let secrets = match begun {
         true => PullSecrets::default(),
-        false => pull_secrets::for_image(&snapshot.desired.pod, snapshot.objects, &image),
+        false => PullSecrets {
+            account: PodAccount::of(snapshot.desired),
+            ..pull_secrets::for_image(&snapshot.desired.pod, snapshot.objects, &image)
+        },
     };
     under_way(draft.want(Step::PullImage { container: container.name.clone(), image, policy, secrets }))
 }

@@ -47,14 +47,19 @@ pub(super) fn is_subdomain(name: &str) -> bool {
 
 /// `[prefix/]name` as of label and annotation keys.
 pub(super) fn qualified(problems: &mut Problems, field: &str, key: &str) {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    if prefix.is_some_and(|prefix| !is_subdomain(prefix)) || !is_qualified_name(name) {
+    if !is_qualified(key) {
         problems.add(
             field,
             format!("{key:?} is not a valid key"),
             "use [dns.prefix/]name with at most 63 letters, digits, '-', '_' and '.' in the name",
         );
     }
+}
+
+/// Whether this can be the key of a label or an annotation.
+pub fn is_qualified(key: &str) -> bool {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    prefix.is_none_or(is_subdomain) && is_qualified_name(name)
 }
 
 fn is_qualified_name(name: &str) -> bool {
