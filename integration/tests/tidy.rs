@@ -95,6 +95,7 @@ fn core_imports_plain_data_only() {
         "base64",
         "jiff",
         "k8s-openapi",
+        "memchr",
         "serde",
         "serde_json",
         "sha2",

@@ -17,7 +17,7 @@ use longshore_core::pod::logs::{Followed, is_packed, rotated_files};
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 
 /// Bytes read at once, and about the most an answer has waiting here.
-const CHUNK: usize = 32 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// A folder that is opened once; what is below it is opened through it.
 #[derive(Debug)]
@@ -179,7 +179,8 @@ impl LogReader {
 
     /// Reads on: some text, or that there is none.
     pub(super) fn step(&mut self) -> io::Result<Step> {
-        let mut out = Vec::new();
+        // Less comes out than goes in, but for the beginning of a line that went in before.
+        let mut out = Vec::with_capacity(CHUNK);
         let mut chunk = vec![0; CHUNK];
         loop {
             if self.text.is_full() {

@@ -2,6 +2,7 @@
 //! for come out, without copies of whole files and with bounded memory. Total: no input panics.
 
 use jiff::Timestamp;
+use memchr::{memchr, memrchr};
 
 use super::query::{LogOptions, LogStream};
 
@@ -61,7 +62,7 @@ impl LogText {
 
     /// Takes more bytes of the file and adds to `out` what they show.
     pub fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr(b'\n', bytes) {
             let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
             if self.skipping {
                 self.skipping = false;
@@ -155,7 +156,7 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
 }
 
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = bytes.iter().position(|byte| *byte == b' ')?;
+    let at = memchr(b' ', bytes)?;
     Some((&bytes[..at], &bytes[at + 1..]))
 }
 
@@ -187,7 +188,7 @@ impl TailSearch {
             }
             end -= 1;
         }
-        while let Some(at) = block[..end].iter().rposition(|byte| *byte == b'\n') {
+        while let Some(at) = memrchr(b'\n', &block[..end]) {
             self.found += 1;
             if self.found >= self.wanted {
                 return Some(at + 1);
