@@ -7,6 +7,7 @@ mod daemon;
 mod delay;
 mod figure;
 mod idle;
+mod logs;
 mod memory;
 mod node;
 mod peer;
@@ -36,6 +37,8 @@ pub enum Bench {
     Idle,
     /// The daemon killed and started over 110 pods, on the native node: start to serving, Ready transitions
     Restart,
+    /// Logs over the kubelet's API: a file of 100 MB beside reading it, and what a follower costs that does not read
+    Logs,
     /// Beside the real kubelet and kube-proxy, on the node of a real control plane: pods created to Ready; 1, 10, 50,
     /// 110 pods
     Peer,
@@ -43,7 +46,7 @@ pub enum Bench {
 
 impl Bench {
     const ALL: &'static [Bench] =
-        &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart, Bench::Peer];
+        &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart, Bench::Logs, Bench::Peer];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,6 +55,7 @@ impl Bench {
             Bench::Memory => "memory",
             Bench::Idle => "idle",
             Bench::Restart => "restart",
+            Bench::Logs => "logs",
             Bench::Peer => "peer",
         }
     }
@@ -63,6 +67,7 @@ impl Bench {
             Bench::Memory => memory::run(report),
             Bench::Idle => idle::run(report),
             Bench::Restart => restart::run(report),
+            Bench::Logs => logs::run(report),
             Bench::Peer => peer::run(report),
         }
     }

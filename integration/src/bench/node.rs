@@ -49,7 +49,7 @@ impl BenchNode {
     /// # Errors
     /// Where the node or the daemon does not come up.
     pub fn start(name: &str, binary: &Path) -> Result<Self> {
-        Self::with_daemon(NativeNode::start(&options(name, binary, Kind::Native))?)
+        Self::with_daemon(NativeNode::start(&options(name, binary, Kind::Native, ""))?)
     }
 
     /// Up on the fake runtime's program, where every call of a name takes so many milliseconds; with no pod.
@@ -57,12 +57,22 @@ impl BenchNode {
     /// # Errors
     /// Where the node or the daemon does not come up.
     pub fn start_fake(name: &str, binary: &Path, runtime: &Path, costs: &[(&str, u64)]) -> Result<Self> {
-        let node = NativeNode::start_fake(&options(name, binary, Kind::Fake), runtime)?;
+        let node = NativeNode::start_fake(&options(name, binary, Kind::Fake, ""), runtime)?;
         node.order(&Order::Image(daemon::IMAGE.to_owned()))?;
         for &(call, millis) in costs {
             let takes = Span(Duration::from_millis(millis));
             node.order(&Order::Cost(Cost { operation: Some(call.to_owned()), takes }))?;
         }
+        Self::with_daemon(node)
+    }
+
+    /// The same with calls that cost nothing, and with this in the daemon's configuration.
+    ///
+    /// # Errors
+    /// Where the node or the daemon does not come up.
+    pub fn start_fake_with(name: &str, binary: &Path, runtime: &Path, config: &str) -> Result<Self> {
+        let node = NativeNode::start_fake(&options(name, binary, Kind::Fake, config), runtime)?;
+        node.order(&Order::Image(daemon::IMAGE.to_owned()))?;
         Self::with_daemon(node)
     }
 
@@ -187,8 +197,8 @@ impl Spent {
     }
 }
 
-fn options(name: &str, binary: &Path, kind: Kind) -> Options {
-    let config = suite::config(kind, CgroupDriver::Cgroupfs, "maxPods: 200\n");
+fn options(name: &str, binary: &Path, kind: Kind, more: &str) -> Options {
+    let config = suite::config(kind, CgroupDriver::Cgroupfs, &format!("maxPods: 200\n{more}"));
     Options::alone(&format!("bench-{name}"), Some(binary.to_owned()), config)
 }
 
