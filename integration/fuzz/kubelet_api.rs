@@ -1,6 +1,7 @@
 //! What callers of the node's own API send before anyone knows who they are: paths and queries.
 
 use bolero::check;
+use longshore_core::kubelet_api::node_log::NodeLogQuery;
 use longshore_core::kubelet_api::query::{LogOptions, Query, StreamOptions, ports};
 use longshore_core::kubelet_api::route::{Route, Verb, needed};
 
@@ -64,11 +65,28 @@ fn paths_of_any_bytes() {
 fn queries_of_any_bytes() {
     check!().for_each(|bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
-        for query in
-            [text.clone().into_owned(), format!("tailLines={text}&sinceTime={text}&port={text}&stdin=1")]
-        {
+        for query in [
+            text.clone().into_owned(),
+            format!("tailLines={text}&sinceTime={text}&port={text}&stdin=1"),
+            format!("query={text}&pattern={text}"),
+        ] {
             let Ok(query) = Query::parse(&query) else { continue };
             let _ = LogOptions::parse(&query, jiff::Timestamp::UNIX_EPOCH);
+            match NodeLogQuery::parse(&query) {
+                Ok(Some(NodeLogQuery::File(parts))) => {
+                    assert!(parts.iter().all(|part| is_plain(part)), "{parts:?}")
+                }
+                Ok(Some(NodeLogQuery::Services { names, options })) => {
+                    assert!(names.iter().all(|name| is_plain(name)), "{names:?}");
+                    assert!(
+                        options
+                            .arguments(&names)
+                            .iter()
+                            .all(|word| word.starts_with("--") && !word.contains('\0'))
+                    );
+                }
+                Ok(None) | Err(_) => {}
+            }
             let _ = StreamOptions::parse(&query);
             if let Ok(ports) = ports(&query) {
                 assert!(!ports.contains(&0));

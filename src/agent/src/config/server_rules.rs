@@ -27,6 +27,13 @@ pub(super) fn server(
     };
     let healthz = addr("healthzBindAddress", &config.healthz_bind_address, rules);
     let serves = config.enable_server.unwrap_or(true);
+    let node_logs = config.enable_system_log_handler.unwrap_or(true);
+    let node_log_queries = config.enable_system_log_query.unwrap_or(false);
+    rules.check(
+        node_logs || !node_log_queries,
+        "enableSystemLogQuery",
+        "is without effect where enableSystemLogHandler is false; turn that on, or the queries off",
+    );
     KubeletServer {
         https: at(address, config.port).filter(|_| serves),
         read_only: at(address, config.read_only_port).filter(|_| serves),
@@ -35,8 +42,8 @@ pub(super) fn server(
         callers: callers(config, rules),
         rights: rights(config, rules),
         debugging: config.enable_debugging_handlers.unwrap_or(true),
-        node_logs: config.enable_system_log_handler.unwrap_or(true),
-        node_log_queries: config.enable_system_log_query.unwrap_or(false),
+        node_logs,
+        node_log_queries,
         configz: shown(config),
         flags: flags(args),
     }

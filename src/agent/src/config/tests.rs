@@ -122,6 +122,10 @@ fn faults_name_file_line_field_and_mend() {
         ),
         ("containerRuntimeEndpoint: tcp://1.2.3.4:5\n", "it must be a unix socket"),
         ("crashLoopBackOff: {maxContainerRestartPeriod: 10m}\n", "it must be between 1s and 300s"),
+        (
+            "enableSystemLogHandler: false\nenableSystemLogQuery: true\n",
+            "enableSystemLogQuery: is without effect where enableSystemLogHandler is false",
+        ),
         ("containerLogMaxSize: 10MB\n", "\"10MB\" is not a quantity"),
         ("systemReserved: {cpu: lots}\n", "systemReserved: cpu: \"lots\" is not a quantity"),
         ("systemReserved: {gpu: \"1\"}\n", "it must be one of cpu, memory"),

@@ -131,7 +131,7 @@ fn a_preempted_pod_is_told_as_disrupted_with_its_final_phase_and_an_evicted_one_
     assert_eq!((ended.phase.as_deref(), told(&ended)), (Some("Failed"), vec![expected.clone()]));
     // It stays when nobody knows the cause any more, once.
     fixture.prior = Some(ended);
-    assert_eq!(told(&status(&fixture)), [expected.clone()]);
+    assert_eq!(told(&status(&fixture)), std::slice::from_ref(&expected));
     fixture.lifecycle = Lifecycle::Terminated { cause: EndCause::Finished, at: at(1000) };
     assert_eq!(told(&status(&fixture)), [expected]);
     fixture.prior = None;
