@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::Timestamp;
@@ -29,6 +30,8 @@ pub struct Sourcing {
     pods: Pods,
     objects: ObjectStore,
     services: Mutex<BTreeMap<ObjectKey, Service>>,
+    /// A Service changed since the variables of containers were made.
+    variables_are_old: AtomicBool,
     slices: Mutex<BTreeMap<ObjectKey, Arc<EndpointSlice>>>,
     to_services: Option<UnboundedSender<News>>,
     manifests: OnceLock<Manifests>,
@@ -47,6 +50,7 @@ impl Sourcing {
             pods,
             objects,
             services: Mutex::default(),
+            variables_are_old: AtomicBool::new(false),
             slices: Mutex::default(),
             to_services,
             manifests: OnceLock::new(),
@@ -81,11 +85,14 @@ impl Sourcing {
     /// Keeps a Service of the control plane for `get` and for the variables of containers.
     pub fn note_service(&self, key: &ObjectKey, service: Option<&Service>) {
         put(&self.services, key, service);
+        self.variables_are_old.store(true, Ordering::Release);
     }
 
-    /// The variables containers get of all Services heard of, by namespace.
-    pub fn service_variables(&self) -> BTreeMap<String, Vec<(String, String)>> {
-        env::variables(lock(&self.services).values())
+    /// The variables containers get of all Services heard of, by namespace; `None` where they are what was given
+    /// last.
+    pub fn new_service_variables(&self) -> Option<BTreeMap<String, Vec<(String, String)>>> {
+        let old = self.variables_are_old.swap(false, Ordering::AcqRel);
+        old.then(|| env::variables(lock(&self.services).values()))
     }
 
     /// Every source was heard once.

@@ -152,7 +152,7 @@ impl PodStatuses {
                 entry.dirty = true;
             }
             // The server never told of it: there is nobody to tell.
-            Some((None, _)) => drop(entries.remove(uid)),
+            Some((None, _)) => entries.remove(uid),
             None => {}
         }
         drop(entries);

@@ -109,7 +109,19 @@ impl ApiPods {
             tokio::spawn(self.clone().take_with_fresh_node(desired));
             return;
         }
+        self.tell_variables();
         self.sourcing.take(Change::Pod(Box::new(desired)));
+    }
+
+    /// Variables of Services are made now and then, as they are made of all; a pod has those of every Service that
+    /// was told before it, as with the kubelet.
+    fn tell_variables(&self) {
+        // Before that no container is made, and each piece of the first list would make them anew.
+        if self.node.now().services_synced
+            && let Some(variables) = self.sourcing.new_service_variables()
+        {
+            self.node.set_service_env(variables);
+        }
     }
 
     fn seems_misplaced(&self, pod: &Pod) -> bool {

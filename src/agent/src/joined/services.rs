@@ -158,7 +158,9 @@ impl ClusterServices {
 
     fn tell_env(&self) {
         let Some(containers) = &self.containers else { return };
-        containers.node.set_service_env(containers.sourcing.service_variables());
+        if let Some(variables) = containers.sourcing.new_service_variables() {
+            containers.node.set_service_env(variables);
+        }
     }
 }
 
