@@ -50,6 +50,11 @@ impl Mode {
     pub fn is_ipvs(self) -> bool {
         matches!(self, Mode::Ipvs | Mode::IpvsByIptables)
     }
+
+    /// The mode as people name it; who stands around virtual servers is no part of it.
+    pub fn named(self) -> Mode {
+        if self.is_ipvs() { Mode::Ipvs } else { self }
+    }
 }
 
 impl fmt::Display for Mode {
@@ -184,9 +189,7 @@ pub struct PacketLine {
 
 impl PacketLine {
     pub fn expected(&self, mode: Mode) -> Expected {
-        // What a packet meets does not depend on who stands around the virtual servers.
-        let mode = if mode.is_ipvs() { Mode::Ipvs } else { mode };
-        let own = self.differing.iter().find(|(name, _)| *name == mode.to_string());
+        let own = self.differing.iter().find(|(name, _)| *name == mode.named().to_string());
         own.map_or(&self.expected, |(_, text)| text).parse().unwrap_or_else(|e| panic!("{}: {e}", self.text))
     }
 }

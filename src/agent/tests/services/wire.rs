@@ -257,7 +257,7 @@ impl World {
             step.changes.iter().for_each(|change| daemon.tell(change));
             daemon.engine.sync(Timestamp::UNIX_EPOCH).await;
             let view = daemon.engine.view();
-            if view.mode != mode.to_string() || !view.failures.is_empty() {
+            if view.mode != mode.named().to_string() || !view.failures.is_empty() {
                 found.push(format!("the kernel refused: mode {}, {:?}", view.mode, view.failures));
             }
             found.extend(self.step(step, mode, &daemon.engine));
