@@ -17,7 +17,7 @@ use longshore_core::pod::logs::{Followed, is_packed, rotated_files};
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 
 /// Bytes read at once, and about the most an answer has waiting here.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 32 << 10;
 
 /// A folder that is opened once; what is below it is opened through it.
 #[derive(Debug)]
