@@ -21,6 +21,7 @@ pub mod review;
 mod test_tls;
 pub mod token;
 pub mod transport;
+mod version;
 pub mod watch;
 
 pub use client::{ApiClient, PatchKind};

@@ -18,6 +18,7 @@ use crate::backoff::Backoff;
 use crate::client::{ApiClient, PatchKind};
 use crate::error::ApiError;
 use crate::path::Path;
+use crate::version;
 
 /// Writes under way at once.
 const AT_ONCE: usize = 16;
@@ -327,13 +328,10 @@ fn slim(mut pod: Pod) -> Pod {
     pod
 }
 
-/// By resource version, which is a number that grows (KEP-5504); what is none is taken as it comes.
+/// By what the server counts its writes with.
 fn is_older(pod: &Pod, than: &Pod) -> bool {
-    let version = |pod: &Pod| pod.metadata.resource_version.as_deref()?.parse::<u64>().ok();
-    match (version(pod), version(than)) {
-        (Some(version), Some(than)) => version < than,
-        _ => false,
-    }
+    let (version, than) = (&pod.metadata.resource_version, &than.metadata.resource_version);
+    version::is_older(version.as_deref(), than.as_deref())
 }
 
 #[cfg(test)]

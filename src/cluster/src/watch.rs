@@ -20,6 +20,7 @@ use crate::client::ApiClient;
 use crate::error::ApiError;
 use crate::lines::Lines;
 use crate::path::Path;
+use crate::version::is_older;
 
 /// Longest line of a watch. etcd and the API server bound a request at 3 MiB; JSON can double it.
 const MAX_EVENT: usize = 8 << 20;
@@ -362,18 +363,6 @@ fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (Object
     }
 }
 
-/// Whether a version is older than the one reached. Versions of one kind of objects compare as decimal numbers of any
-/// length (KEP-5504); of what is none, nothing is known.
-fn is_before(version: &Option<String>, reached: &Option<String>) -> bool {
-    let number = |text: &'_ str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    match (version.as_deref(), reached.as_deref()) {
-        (Some(version), Some(reached)) if number(version) && number(reached) => {
-            (version.len(), version) < (reached.len(), reached)
-        }
-        _ => false,
-    }
-}
-
 /// Lines of a watch -> news.
 struct Decoder<T> {
     path: String,
@@ -419,7 +408,9 @@ impl<T: DeserializeOwned> Decoder<T> {
                     }
                 };
                 let key = head.key();
-                if self.initial.is_none() && is_before(&head.metadata.resource_version, &self.version) {
+                if self.initial.is_none()
+                    && is_older(head.metadata.resource_version.as_deref(), self.version.as_deref())
+                {
                     // Told already, or out of order: a watch tells its changes in the order of their versions.
                     return Ok(None);
                 }
@@ -446,7 +437,8 @@ impl<T: DeserializeOwned> Decoder<T> {
         let is_end =
             head.metadata.annotations.and_then(|all| all.initial_events_end).as_deref() == Some("true");
         if head.metadata.resource_version.is_some()
-            && (self.initial.is_some() || !is_before(&head.metadata.resource_version, &self.version))
+            && (self.initial.is_some()
+                || !is_older(head.metadata.resource_version.as_deref(), self.version.as_deref()))
         {
             self.version = head.metadata.resource_version;
         }
