@@ -412,6 +412,11 @@ pub fn fixed(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered:
         OUTPUT => &[Builtin::Output],
         _ => &[],
     };
+    hooked(id, rules, hooks)
+}
+
+/// A chain with these rules, and a jump into it from each of these built-in chains.
+pub(super) fn hooked(id: &ChainId, rules: Vec<Rule>, hooks: &[Builtin]) -> Objects {
     let hook = |from: &Builtin| {
         let rule = Box::new(Rule::always(Target::Jump(id.name)));
         (ObjectKey::Hook(HookKey { to: *id, from: *from, rule, copy: 0 }), ObjectValue::Hook)

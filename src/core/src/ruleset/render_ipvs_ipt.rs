@@ -13,9 +13,9 @@ use std::net::IpAddr;
 use super::chains::Class;
 use super::ipt::text::comment;
 use super::ipt::tree::{Entry, Space};
-use super::ipt::{Builtin, ChainId, ChainName, HookKey, Match, Rule, States, Table, Target};
+use super::ipt::{Builtin, ChainId, ChainName, Match, Rule, States, Table, Target};
 use super::model::ServicePortState;
-use super::object::{Claim, ObjectKey, ObjectValue, Objects};
+use super::object::{Claim, Objects};
 use super::render_ipt::{self, Gathered, IptSettings};
 use super::render_ipvs::{self, NodeNetwork};
 use crate::service::frontends::FrontendKind;
@@ -132,12 +132,7 @@ pub fn fixed(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered:
         (_, render_ipt::POSTROUTING) => &[Builtin::Postrouting],
         _ => &[],
     };
-    let hook = |from: &Builtin| {
-        let rule = Box::new(Rule::always(Target::Jump(id.name)));
-        (ObjectKey::Hook(HookKey { to: *id, from: *from, rule, copy: 0 }), ObjectValue::Hook)
-    };
-    let chain = (ObjectKey::Chain(*id), ObjectValue::Rules(rules));
-    std::iter::once(chain).chain(hooks.iter().map(hook)).collect()
+    render_ipt::hooked(id, rules, hooks)
 }
 
 fn rules(id: &ChainId, settings: &IptSettings, node: &NodeNetwork, gathered: &Gathered) -> Vec<Rule> {

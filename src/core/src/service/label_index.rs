@@ -13,6 +13,14 @@ pub struct LabelIndex<K> {
 /// Namespace, name and value.
 type Label = (Arc<str>, String, String);
 
+fn each<'a>(
+    namespace: &Arc<str>,
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> impl Iterator<Item = Label> {
+    let namespace = namespace.clone();
+    labels.into_iter().map(move |(name, value)| (namespace.clone(), name.clone(), value.clone()))
+}
+
 impl<K> Default for LabelIndex<K> {
     fn default() -> Self {
         LabelIndex { keys: BTreeMap::new() }
@@ -26,8 +34,7 @@ impl<K: Ord + Clone> LabelIndex<K> {
         labels: impl IntoIterator<Item = (&'a String, &'a String)>,
         key: &K,
     ) {
-        for (name, value) in labels {
-            let label = (namespace.clone(), name.clone(), value.clone());
+        for label in each(namespace, labels) {
             self.keys.entry(label).or_default().insert(key.clone());
         }
     }
@@ -38,8 +45,7 @@ impl<K: Ord + Clone> LabelIndex<K> {
         labels: impl IntoIterator<Item = (&'a String, &'a String)>,
         key: &K,
     ) {
-        for (name, value) in labels {
-            let label = (namespace.clone(), name.clone(), value.clone());
+        for label in each(namespace, labels) {
             if let Some(keys) = self.keys.get_mut(&label) {
                 keys.remove(key);
                 if keys.is_empty() {
@@ -55,10 +61,7 @@ impl<K: Ord + Clone> LabelIndex<K> {
         namespace: &Arc<str>,
         labels: impl IntoIterator<Item = (&'a String, &'a String)>,
     ) -> impl Iterator<Item = &'a K> {
-        let namespace = namespace.clone();
-        labels.into_iter().flat_map(move |(name, value)| {
-            self.keys.get(&(namespace.clone(), name.clone(), value.clone())).into_iter().flatten()
-        })
+        each(namespace, labels).flat_map(|label| self.keys.get(&label).into_iter().flatten())
     }
 
     #[cfg(test)]
