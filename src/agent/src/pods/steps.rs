@@ -2,7 +2,7 @@
 //! futures of the worker's own task, so that a pod goes from an answer to its next call without another task's
 //! turn in between. What a step does is in `execute.rs`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,17 +68,15 @@ pub(super) struct Ended {
 #[derive(Debug, Default)]
 pub(super) struct Steps {
     under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
-    /// Ended before anybody waited for them.
-    ended: VecDeque<Ended>,
     cancels: HashMap<StepKey, CancellationToken>,
 }
 
 impl Steps {
     pub fn is_empty(&self) -> bool {
-        self.under_way.is_empty() && self.ended.is_empty()
+        self.under_way.is_empty()
     }
 
-    /// The step begins with [`Steps::begin`], or when its end is waited for next.
+    /// The step begins when its end is waited for next.
     pub fn start(&mut self, executor: Arc<dyn Execute>, job: StepJob) {
         let cancel = CancellationToken::new();
         let (step, key, uid) = (job.step.clone(), job.step.key(), job.desired.uid.clone());
@@ -103,13 +101,6 @@ impl Steps {
         self.under_way.push(ended.boxed());
     }
 
-    /// Takes what was started to its first call, so that the runtime is at work while the rest of a turn is done.
-    pub fn begin(&mut self) {
-        while let Some(Some(ended)) = self.under_way.next().now_or_never() {
-            self.ended.push_back(ended);
-        }
-    }
-
     /// Asks a step to stop half way; its end comes as [`StepOutcome::Cancelled`].
     pub fn cancel(&self, key: &StepKey) {
         if let Some(cancel) = self.cancels.get(key) {
@@ -119,23 +110,14 @@ impl Steps {
 
     /// The next step that ends; never resolves while none is under way.
     pub async fn next(&mut self) -> Ended {
-        let ended = match self.ended.pop_front() {
-            Some(ended) => ended,
-            None => match self.under_way.next().await {
-                Some(ended) => ended,
-                None => std::future::pending().await,
-            },
-        };
+        let Some(ended) = self.under_way.next().await else { return std::future::pending().await };
         self.cancels.remove(&ended.step.key());
         ended
     }
 
     /// One more that has ended, without waiting for any.
     pub fn next_now(&mut self) -> Option<Ended> {
-        match self.is_empty() {
-            true => None,
-            false => self.next().now_or_never(),
-        }
+        self.next().now_or_never()
     }
 }
 

@@ -368,7 +368,6 @@ impl Worker {
             let status = (self.deps.planner.status)(&snapshot, &plan);
             let moved = self.move_on(&plan, now);
             self.carry_out(&plan, &node, now);
-            self.steps.begin();
             self.publish(plan, status, now);
             if !moved {
                 break;
