@@ -13,7 +13,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use jiff::Timestamp;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -189,7 +189,7 @@ impl ApiClient {
     /// # Errors
     /// See [`ApiClient::get`].
     pub async fn delete(&self, path: &Path, options: &impl Serialize) -> Result<(), ApiError> {
-        let gone: Result<serde_json::Value, _> =
+        let gone: Result<IgnoredAny, _> =
             self.with_body(Method::DELETE, path, "application/json", options).await;
         gone.map(drop)
     }

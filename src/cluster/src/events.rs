@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_core::event::{Correlator, Event, Write};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -110,7 +111,8 @@ impl EventWriter {
     }
 
     async fn write(&self, write: &Write) -> Result<(), ApiError> {
-        let result: Result<Value, ApiError> = match write {
+        // The server says what it was told.
+        let result: Result<IgnoredAny, ApiError> = match write {
             Write::Nothing => return Ok(()),
             Write::New { name, event } => {
                 let path = Path::core_in(namespace(event), "events");

@@ -20,6 +20,9 @@ use crate::error::ApiError;
 use crate::path::Path;
 use crate::version;
 
+/// A status that steers nothing waits so long for the next one, which mostly comes: a pod that starts has three in a
+/// few hundred milliseconds, and each costs a call, its answer and its echo in the watch.
+const HOLD: Duration = Duration::from_millis(250);
 /// Writes under way at once.
 const AT_ONCE: usize = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -70,11 +73,11 @@ impl Entries {
         self.touched.retain(|uid| by_uid.get(uid).is_some_and(|entry| entry.dirty));
         let dirty = self.touched.iter().filter_map(|uid| Some((uid, by_uid.get(uid)?)));
         let waiting = dirty.filter(|(_, entry)| !entry.busy && entry.server.is_some());
-        let due = |entry: &Entry| entry.not_before.is_none_or(|at| at <= now);
+        let due = |entry: &Entry| entry.due_at().is_none_or(|at| at <= now);
         let next = waiting.clone().filter(|(_, entry)| due(entry)).max_by_key(|(_, entry)| entry.urgent);
         match next {
             Some((uid, _)) => Ok(uid.clone()),
-            None => Err(waiting.filter_map(|(_, entry)| entry.not_before).min()),
+            None => Err(waiting.filter_map(|(_, entry)| entry.due_at()).min()),
         }
     }
 }
@@ -93,7 +96,10 @@ struct Entry {
     /// Nothing of the pod is left on the node: the object may go.
     finished: bool,
     retry: Backoff,
+    /// After a failure.
     not_before: Option<Instant>,
+    /// What is to be said may be followed by more until then.
+    held_until: Option<Instant>,
 }
 
 /// One write.
@@ -261,6 +267,7 @@ impl Default for Entry {
             finished: false,
             retry: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             not_before: None,
+            held_until: None,
         }
     }
 }
@@ -273,16 +280,24 @@ impl Entry {
         }
         self.urgent |= report::is_urgent(self.wanted.as_deref(), &status);
         if self.wanted.as_deref() != Some(&*status) {
+            self.held_until.get_or_insert_with(|| Instant::now() + HOLD);
             self.taken = None;
             self.dirty = true;
             self.wanted = Some(status);
         }
     }
 
+    /// When it may be written; at once where it is `None`.
+    fn due_at(&self) -> Option<Instant> {
+        let held_until = self.held_until.filter(|_| !self.urgent && !self.finished);
+        self.not_before.max(held_until)
+    }
+
     /// The write that is due; `None` where there turns out to be nothing to write.
     fn job(&mut self, uid: &PodUid) -> Option<Job> {
         self.dirty = false;
         self.urgent = false;
+        self.held_until = None;
         let (server, wanted) = (self.server.as_ref()?, self.wanted.as_deref()?);
         // The server may drop a field it does not know: the same patch again would go on for ever.
         let patch = report::status_patch(server, wanted).filter(|patch| self.taken.as_ref() != Some(patch));

@@ -81,6 +81,29 @@ async fn the_newest_status_wins_and_others_conditions_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_starts_is_told_of_once_and_one_that_takes_its_time_twice() {
+    for (pause, writes) in [(HOLD / 3, 1), (HOLD * 2, 2)] {
+        let world = World::new(&["a"]);
+        world.statuses.tell(&"a".into(), status("Pending", "being created", false));
+        tokio::time::sleep(pause).await;
+        // The second does not make the first wait longer.
+        let begun = Instant::now();
+        world.statuses.tell(&"a".into(), status("Running", "", true));
+        world.settle().await;
+        assert!(begun.elapsed() < HOLD, "{:?}", begun.elapsed());
+        assert_eq!(world.seen("a")["phase"], "Running");
+        assert_eq!(world.api.calls("PATCH").len(), writes, "{:?}", world.api.calls("PATCH"));
+    }
+    // Many in a row are told of while they come.
+    let world = World::new(&["a"]);
+    for n in 0..20 {
+        world.statuses.tell(&"a".into(), status("Pending", &n.to_string(), false));
+        tokio::time::sleep(HOLD / 3).await;
+    }
+    assert!(world.api.calls("PATCH").len() >= 4, "{:?}", world.api.calls("PATCH"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_drops_fields_it_does_not_know_is_not_told_them_again_and_again() {
     let world = World::new(&["a"]);
     world.api.forget_fields(&["observedGeneration", "podIPs"]);

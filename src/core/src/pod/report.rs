@@ -106,8 +106,8 @@ pub fn last_status(mut status: PodStatus) -> PodStatus {
     status
 }
 
-/// Whether a change is worth overtaking others: readiness, addresses and final phases steer traffic and
-/// controllers; the rest is for people.
+/// Whether a change is worth overtaking others and is not held back for what may follow it: readiness and final
+/// phases steer traffic and controllers; the rest is for people.
 pub fn is_urgent(before: Option<&PodStatus>, now: &PodStatus) -> bool {
     let ready = |status: &PodStatus| {
         let all = status.conditions.iter().flatten();
@@ -115,11 +115,7 @@ pub fn is_urgent(before: Option<&PodStatus>, now: &PodStatus) -> bool {
     };
     match before {
         None => is_terminal(now),
-        Some(before) => {
-            ready(before) != ready(now)
-                || before.pod_ip != now.pod_ip
-                || (is_terminal(now) && !is_terminal(before))
-        }
+        Some(before) => ready(before) != ready(now) || (is_terminal(now) && !is_terminal(before)),
     }
 }
 
@@ -198,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_addresses_and_ends_are_urgent() {
+    fn readiness_and_ends_are_urgent() {
         let status = |ready: &str, ip: &str, phase: &str| {
             ours(json!({"phase": phase, "podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}))
         };
@@ -206,7 +202,7 @@ mod tests {
         for (now, urgent) in [
             (status("False", "1.1.1.1", "Pending"), false),
             (status("True", "1.1.1.1", "Running"), true),
-            (status("False", "1.1.1.2", "Running"), true),
+            (status("False", "1.1.1.2", "Running"), false),
             (status("False", "1.1.1.1", "Failed"), true),
         ] {
             assert_eq!(is_urgent(Some(&base), &now), urgent, "{now:?}");
