@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::ApiError;
+use crate::object;
 use crate::path::Path;
 use crate::transport::Transport;
 
@@ -218,7 +219,9 @@ impl ApiClient {
             self.note(&answer);
             match answer {
                 Ok(body) => {
-                    return serde_json::from_slice(&body)
+                    return std::str::from_utf8(&body)
+                        .map_err(serde::de::Error::custom)
+                        .and_then(object::read)
                         .map_err(|source| ApiError::Decode { call: call.name(), source });
                 }
                 // The server's own flow control says when to come back (API Priority and Fairness).

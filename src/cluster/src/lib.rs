@@ -14,6 +14,7 @@ pub mod kubeconfig;
 pub mod lease;
 pub mod lines;
 pub mod node;
+mod object;
 pub mod path;
 pub mod pod_status;
 pub mod review;

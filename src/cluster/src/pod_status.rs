@@ -338,7 +338,6 @@ async fn write(client: &ApiClient, job: Job) -> Done {
 /// What patches are made against, and no more: the pods' specs are kept elsewhere.
 fn slim(mut pod: Pod) -> Pod {
     pod.spec = None;
-    pod.metadata.managed_fields = None;
     pod.metadata.annotations = None;
     pod
 }

@@ -19,6 +19,7 @@ use crate::backoff::{Backoff, between};
 use crate::client::ApiClient;
 use crate::error::ApiError;
 use crate::lines::Lines;
+use crate::object;
 use crate::path::Path;
 use crate::version::is_older;
 
@@ -357,7 +358,7 @@ impl Head {
 
 fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (ObjectKey, String)> {
     let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
-    match serde_json::from_str(raw.get()) {
+    match object::read(raw.get()) {
         Ok(object) => Ok((head, object)),
         Err(error) => Err((head.key(), error.to_string())),
     }

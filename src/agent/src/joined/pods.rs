@@ -81,9 +81,7 @@ impl ApiPods {
         self.sourcing.take(Change::Pod(Box::new(pod)));
     }
 
-    fn set(self: &Arc<Self>, mut pod: Pod) {
-        // Who wrote which field is of no use here, and often half of the object.
-        pod.metadata.managed_fields = None;
+    fn set(self: &Arc<Self>, pod: Pod) {
         let Some((key, uid)) = identity(&pod) else {
             tracing::error!(name = pod.metadata.name, "a pod of the API server has names no pod can have");
             return;

@@ -96,13 +96,7 @@ async fn follow(client: ApiClient, store: ObjectStore, object: ObjectRef) {
         ObjectRef::ConfigMap(key) => {
             let watch = Watch::<ConfigMap>::new(client, selector(&key, "configmaps"));
             let run = watch.run(move |news| {
-                let map = newest(news, &key).map(|map| {
-                    map.map(|mut map| {
-                        map.metadata.managed_fields = None;
-                        Arc::new(map)
-                    })
-                });
-                let Some(map) = map else { return };
+                let Some(map) = newest(news, &key).map(|map| map.map(Arc::new)) else { return };
                 let immutable = map.as_ref().is_some_and(|map| map.immutable == Some(true));
                 store.set_config_map(key.clone(), map);
                 told.set_fetched(fetched.clone());
@@ -115,13 +109,7 @@ async fn follow(client: ApiClient, store: ObjectStore, object: ObjectRef) {
         ObjectRef::Secret(key) => {
             let watch = Watch::<Secret>::new(client, selector(&key, "secrets"));
             let run = watch.run(move |news| {
-                let secret = newest(news, &key).map(|secret| {
-                    secret.map(|mut secret| {
-                        secret.metadata.managed_fields = None;
-                        Arc::new(secret)
-                    })
-                });
-                let Some(secret) = secret else { return };
+                let Some(secret) = newest(news, &key).map(|secret| secret.map(Arc::new)) else { return };
                 let immutable = secret.as_ref().is_some_and(|secret| secret.immutable == Some(true));
                 store.set_secret(key.clone(), secret);
                 told.set_fetched(fetched.clone());
