@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use longshore_core::ids::{PodKey, PodUid};
 use longshore_core::pod::report;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -231,7 +233,7 @@ impl PodStatuses {
                 entry.taken = done.sent.or_else(|| entry.taken.take());
                 let newer = |pod: &Pod| entry.server.as_ref().is_none_or(|known| !is_older(pod, known));
                 if let Some(pod) = pod.filter(newer) {
-                    entry.server = Some(Arc::new(slim(pod)));
+                    entry.server = Some(Arc::new(pod));
                 }
             }
             // Another pod of the same name, or none: the watch will say so.
@@ -320,7 +322,9 @@ async fn write(client: &ApiClient, job: Job) -> Done {
     let path = Path::pod(&key.namespace, &key.name);
     let mut result = Ok(None);
     if let Some(patch) = &patch {
-        result = client.patch(&path.clone().then("status"), PatchKind::Strategic, patch).await.map(Some);
+        let path = path.clone().then("status");
+        let answer: Result<Answer, _> = client.patch(&path, PatchKind::Strategic, patch).await;
+        result = answer.map(|answer| Some(answer.into()));
     }
     if finish && result.is_ok() {
         // The uid keeps a pod of the same name that came since.
@@ -336,10 +340,17 @@ async fn write(client: &ApiClient, job: Job) -> Done {
 }
 
 /// What patches are made against, and no more: the pods' specs are kept elsewhere.
-fn slim(mut pod: Pod) -> Pod {
-    pod.spec = None;
-    pod.metadata.annotations = None;
-    pod
+#[derive(Deserialize)]
+struct Answer {
+    metadata: ObjectMeta,
+    status: Option<PodStatus>,
+}
+
+impl From<Answer> for Pod {
+    fn from(answer: Answer) -> Self {
+        let metadata = ObjectMeta { annotations: None, ..answer.metadata };
+        Self { metadata, status: answer.status, spec: None }
+    }
 }
 
 /// By what the server counts its writes with.

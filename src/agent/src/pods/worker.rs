@@ -334,7 +334,7 @@ impl Worker {
                 tracing::warn!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step failed")
             }
             _ => {
-                tracing::info!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step done")
+                tracing::debug!(pod = %self.desired.key, uid = %self.desired.uid, step = %key, took_ms, detail, "step done")
             }
         }
         self.deps.recorder.ended(&self.desired, &ended.step, &outcome, Duration::from_millis(took_ms));
