@@ -12,6 +12,8 @@ mod flags;
 mod gates;
 pub mod kubelet;
 pub mod proxy;
+#[cfg(test)]
+mod proxy_fields_tests;
 mod proxy_rules;
 mod rules;
 mod server_rules;
@@ -92,6 +94,7 @@ pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
     let mut proxy: Loaded<proxy::KubeProxyConfiguration> = typed(proxy_tree, &mut warnings)?;
     kubelet.value.fill_zeroes();
     proxy.value.fill_zeroes();
+    proxy.value.fill_sections();
     warn_without_effect(&kubelet.tree, kubelet::KUBELET_FIELDS, &mut warnings);
     warn_without_effect(&proxy.tree, proxy::PROXY_FIELDS, &mut warnings);
     warnings.extend(gates::warnings(&kubelet.value.feature_gates));

@@ -3,10 +3,11 @@
 //! No rules and no use of the values here.
 
 use std::collections::BTreeMap;
+use std::num::FpCategory;
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::config_fields;
+use super::fields::{FillZero, config_fields};
 use super::kubelet::Logging;
 use super::units::GoDuration;
 
@@ -29,8 +30,8 @@ config_fields! {
         "logging" logging: Logging = Logging::default(), keep, Now, "format and verbosity, where the daemon is the proxy alone; else the kubelet's file has it";
         "hostnameOverride" hostname_override: String = String::new(), keep, Now, "the node's name, where neither flag nor kubelet file gives one";
         "bindAddress" bind_address: String = text("0.0.0.0"), fill, Now, "the node's own address, where it is not the detected one";
-        "healthzBindAddress" healthz_bind_address: Option<String> = Some(text("0.0.0.0:10256")), keep, Now, "address of /healthz and /livez; empty is off";
-        "metricsBindAddress" metrics_bind_address: Option<String> = None, keep, Now, "address of /metrics, /proxyMode and /configz; 127.0.0.1:10249, or [::1]:10249 where bindAddress is IPv6; empty is off. kube-proxy's names, without its two nfacct counters (`kubeproxy_iptables_ct_state_invalid_dropped_packets_total`, `kubeproxy_iptables_localhost_nodeports_accepted_packets_total`)";
+        "healthzBindAddress" healthz_bind_address: String = text("0.0.0.0:10256"), keep, Now, "address of /healthz and /livez, an IP or an IP with a port; empty is the default; port 0, or the flag with an empty text, is off";
+        "metricsBindAddress" metrics_bind_address: String = String::new(), keep, Now, "address of /metrics, /proxyMode and /configz; empty is 127.0.0.1:10249, or [::1]:10249 where bindAddress is IPv6; port 0, or the flag with an empty text, is off. kube-proxy's names, without its two nfacct counters (`kubeproxy_iptables_ct_state_invalid_dropped_packets_total`, `kubeproxy_iptables_localhost_nodeports_accepted_packets_total`)";
         "bindAddressHardFail" bind_address_hard_fail: bool = false, keep, Now, "end the daemon where one of the two cannot listen; else it is tried again";
         "enableProfiling" enable_profiling: bool = false, keep, Never, "profiler of the Go runtime";
         "showHiddenMetricsForVersion" show_hidden_metrics_for_version: String = String::new(), keep, Never, "no metric is hidden";
@@ -48,6 +49,32 @@ config_fields! {
         "configSyncPeriod" config_sync_period: GoDuration = secs(900), fill, Never, "watches need no resync";
         "portRange" port_range: String = String::new(), keep, Never, "without effect upstream too";
         "windowsRunAsService" windows_run_as_service: bool = false, keep, Never, "Windows";
+    }
+}
+
+impl KubeProxyConfiguration {
+    /// Puts defaults where kubeadm writes a zero or an empty text for what is not set, within the sections.
+    pub fn fill_sections(&mut self) {
+        let default = Self::default();
+        for (period, default) in [
+            (&mut self.iptables.sync_period, default.iptables.sync_period),
+            (&mut self.ipvs.sync_period, default.ipvs.sync_period),
+            (&mut self.nftables.sync_period, default.nftables.sync_period),
+        ] {
+            if period.is_unset() {
+                *period = default;
+            }
+        }
+        let (client, default) = (&mut self.client_connection, default.client_connection);
+        if client.content_type.is_unset() {
+            client.content_type = default.content_type;
+        }
+        if client.qps.classify() == FpCategory::Zero {
+            client.qps = default.qps;
+        }
+        if client.burst.is_unset() {
+            client.burst = default.burst;
+        }
     }
 }
 
@@ -82,9 +109,8 @@ pub struct IptablesSection {
     pub masquerade_all: bool,
     pub localhost_node_ports: Option<bool>,
     pub sync_period: GoDuration,
-    /// Without it a round waits as long as the last one took, at most a second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_sync_period: Option<GoDuration>,
+    /// Without it, or at 0, a round waits as long as the last one took, at most a second.
+    pub min_sync_period: GoDuration,
 }
 
 impl Default for IptablesSection {
@@ -94,7 +120,7 @@ impl Default for IptablesSection {
             masquerade_all: false,
             localhost_node_ports: Some(true),
             sync_period: secs(30),
-            min_sync_period: None,
+            min_sync_period: secs(0),
         }
     }
 }
@@ -104,9 +130,8 @@ impl Default for IptablesSection {
 #[serde(default, rename_all = "camelCase")]
 pub struct IpvsSection {
     pub sync_period: GoDuration,
-    /// Without it a round waits as long as the last one took, at most a second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_sync_period: Option<GoDuration>,
+    /// Without it, or at 0, a round waits as long as the last one took, at most a second.
+    pub min_sync_period: GoDuration,
     pub scheduler: String,
     #[serde(rename = "excludeCIDRs")]
     pub exclude_cidrs: Vec<String>,
@@ -121,7 +146,7 @@ impl Default for IpvsSection {
     fn default() -> Self {
         Self {
             sync_period: secs(30),
-            min_sync_period: None,
+            min_sync_period: secs(0),
             scheduler: String::new(),
             exclude_cidrs: Vec::new(),
             strict_arp: false,
@@ -139,14 +164,18 @@ pub struct NftablesSection {
     pub masquerade_bit: Option<i32>,
     pub masquerade_all: bool,
     pub sync_period: GoDuration,
-    /// Without it a round waits as long as the last one took, at most a second.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_sync_period: Option<GoDuration>,
+    /// Without it, or at 0, a round waits as long as the last one took, at most a second.
+    pub min_sync_period: GoDuration,
 }
 
 impl Default for NftablesSection {
     fn default() -> Self {
-        Self { masquerade_bit: Some(14), masquerade_all: false, sync_period: secs(30), min_sync_period: None }
+        Self {
+            masquerade_bit: Some(14),
+            masquerade_all: false,
+            sync_period: secs(30),
+            min_sync_period: secs(0),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use longshore_core::ruleset::node::ConntrackWish;
 
-use super::proxy::{API_VERSION, ConntrackSection, KIND, KubeProxyConfiguration};
+use super::proxy::{API_VERSION, ClientConnection, ConntrackSection, KIND, KubeProxyConfiguration};
 use super::rules::Rules;
 use super::settings::*;
 use super::units::GoDuration;
@@ -20,6 +20,8 @@ const METRICS_PORT: u16 = 10249;
 const HEALTH_PORT: u16 = 10256;
 /// The default of `healthzBindAddress`, which means IPv6 where `bindAddress` does.
 const EVERYWHERE: &str = "0.0.0.0:10256";
+/// How a server that is off is shown.
+const OFF: &str = ":0";
 
 /// The daemon's own OOM score where it is kube-proxy alone.
 pub(super) fn oom_score(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> i32 {
@@ -56,32 +58,60 @@ pub(super) fn dataplane(
 /// Where the two servers listen, and what `/configz` shows.
 pub(super) fn servers(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> ProxyServers {
     let ipv6 = config.bind_address.parse::<IpAddr>().is_ok_and(|addr| addr.is_ipv6());
-    let healthz = match config.healthz_bind_address.as_deref() {
-        Some(EVERYWHERE) if ipv6 => Some(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), HEALTH_PORT)),
-        given => address("healthzBindAddress", given, rules),
+    let (local, all): (IpAddr, IpAddr) = if ipv6 {
+        (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into())
+    } else {
+        (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::UNSPECIFIED.into())
     };
-    let local = if ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let metrics = match config.metrics_bind_address.as_deref() {
-        None => Some(SocketAddr::new(local, METRICS_PORT)),
-        given => address("metricsBindAddress", given, rules),
+    let healthz = match config.healthz_bind_address.as_str() {
+        // Written out it means the same as left out: IPv6 where `bindAddress` does.
+        EVERYWHERE => Some(SocketAddr::new(all, HEALTH_PORT)),
+        given => address("healthzBindAddress", given, SocketAddr::new(all, HEALTH_PORT), rules),
     };
+    let metrics = config.metrics_bind_address.as_str();
+    let metrics = address("metricsBindAddress", metrics, SocketAddr::new(local, METRICS_PORT), rules);
     let mut shown = serde_json::to_value(config).unwrap_or_default();
     if let Some(fields) = shown.as_object_mut() {
         fields.insert("kind".to_owned(), KIND.into());
         fields.insert("apiVersion".to_owned(), API_VERSION.into());
+        for (name, addr) in [("healthzBindAddress", healthz), ("metricsBindAddress", metrics)] {
+            let text = addr.map_or_else(|| OFF.to_owned(), |addr| addr.to_string());
+            fields.insert(name.to_owned(), text.into());
+        }
     }
     ProxyServers { healthz, metrics, hard_fail: config.bind_address_hard_fail, configz: shown }
 }
 
-/// `0.0.0.0:10256`, `[::]:10256` or `:10256`; an empty text is off.
-fn address(path: &str, text: Option<&str>, rules: &mut Rules<'_>) -> Option<SocketAddr> {
-    let text = text.filter(|text| !text.is_empty())?;
+/// `0.0.0.0:10256`, `[::]:10256`, `:10256`, or an address alone, which has the default's port. Port 0 is off.
+/// An empty text is the default, as kubeadm writes it; as a flag it is off.
+fn address(path: &str, text: &str, default: SocketAddr, rules: &mut Rules<'_>) -> Option<SocketAddr> {
+    if text.is_empty() {
+        return (!rules.is_flag(path)).then_some(default);
+    }
     let parsed = match text.strip_prefix(':') {
         Some(port) => port.parse().ok().map(|port| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)),
-        None => text.parse().ok(),
+        None => {
+            let alone = text.parse().ok().map(|addr| SocketAddr::new(addr, default.port()));
+            alone.or_else(|| text.parse().ok())
+        }
     };
     let message = || format!("is {text:?}; write an address and port like 0.0.0.0:10256");
-    rules.parsed(path, parsed.ok_or_else(message))
+    rules.parsed(path, parsed.ok_or_else(message)).filter(|addr| addr.port() != 0)
+}
+
+/// Of its connection to the API server a proxy only takes the credentials.
+pub(super) fn client_connection(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) {
+    let (given, default) = (&config.client_connection, ClientConnection::default());
+    let changed = [
+        ("acceptContentTypes", given.accept_content_types != default.accept_content_types),
+        ("contentType", given.content_type != default.content_type),
+        ("qps", given.qps.total_cmp(&default.qps).is_ne()),
+        ("burst", given.burst != default.burst),
+    ];
+    for (name, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+        let path = format!("clientConnection.{name}");
+        rules.warn(&path, "has no effect: watches are JSON, and what is written has eventRecordQPS");
+    }
 }
 
 /// `None` where it is unspecified: the node's address is then the detected one.
@@ -100,11 +130,11 @@ fn tuning(config: &KubeProxyConfiguration, rules: &mut Rules<'_>) -> PerMode<Mod
     };
     let nftables_bit = bit("nftables.masqueradeBit", config.nftables.masquerade_bit);
     let iptables_bit = bit("iptables.masqueradeBit", config.iptables.masquerade_bit);
-    let mut make = |name: &str, (bit, all): (u8, bool), sync: GoDuration, min: Option<GoDuration>| {
+    let mut make = |name: &str, (bit, all): (u8, bool), sync: GoDuration, min: GoDuration| {
         let sync_path = format!("{name}.syncPeriod");
         let min_path = format!("{name}.minSyncPeriod");
         let sync_period = rules.positive(&sync_path, sync);
-        let min_sync_period = min.map(|min| rules.not_negative(&min_path, min));
+        let min_sync_period = Some(rules.not_negative(&min_path, min)).filter(|min| !min.is_zero());
         let message = format!("is longer than {sync_path} ({sync})");
         rules.check(min_sync_period.is_none_or(|min| min <= sync_period), &min_path, message);
         ModeTuning { masquerade_bit: bit, masquerade_all: all, sync_period, min_sync_period }

@@ -57,11 +57,14 @@ pub(crate) fn settings(
         node.oom_score_adj = proxy_rules::oom_score(&proxy.value, &mut proxy_rules);
     }
     // One daemon has one log: the kubelet's section counts wherever that half runs.
-    let section = if roles.node { &config.logging } else { &proxy.value.logging };
-    let logging = logging(args, section, &mut node_rules);
+    let logging = match roles.node {
+        true => logging(args, &config.logging, &mut node_rules),
+        false => logging(args, &proxy.value.logging, &mut proxy_rules),
+    };
     let dataplane = proxy_rules::dataplane(&proxy.value, &config.pod_cidr, &mut proxy_rules);
     let servers = proxy_rules::servers(&proxy.value, &mut proxy_rules);
-    warnings.extend(node_rules.warnings);
+    proxy_rules::client_connection(&proxy.value, &mut proxy_rules);
+    warnings.extend([node_rules.warnings, proxy_rules.warnings].concat());
     let broken = [node_rules.broken, proxy_rules.broken].concat();
     if !broken.is_empty() {
         return Err(broken);
@@ -113,6 +116,11 @@ impl<'a> Rules<'a> {
     fn told(&self, path: &str, message: String) -> DocumentError {
         let place = self.tree.at(path).map_or(&self.tree.place, |node| &node.place).clone();
         DocumentError { place, path: path.to_owned(), message }
+    }
+
+    /// Whether the command line has it.
+    pub(super) fn is_flag(&self, path: &str) -> bool {
+        self.tree.at(path).is_some_and(|node| node.place.is_flag())
     }
 
     pub(super) fn flag(&mut self, flag: &str, message: impl Into<String>) {
@@ -534,6 +542,9 @@ fn reserved(config: &KubeletConfiguration, rules: &mut Rules<'_>) -> BTreeMap<St
 
 fn logging(args: &AgentArgs, section: &Logging, rules: &mut Rules<'_>) -> LoggingSettings {
     rules.one_of("logging.format", &section.format, &["text", "json"]);
+    if !section.vmodule.is_empty() {
+        rules.warn("logging.vmodule", "has no effect: verbosity holds for all parts");
+    }
     let format = if section.format == "json" { LogFormat::Json } else { LogFormat::Text };
     LoggingSettings { format, verbosity: args.verbosity.unwrap_or(section.verbosity) }
 }

@@ -13,7 +13,7 @@ struct Cli {
 }
 
 /// `load` of a command line in which `%` stands for the folder the files were written to.
-fn load_with(files: &[(&str, &str)], line: &str) -> Result<Settings, String> {
+pub(super) fn load_with(files: &[(&str, &str)], line: &str) -> Result<Settings, String> {
     let dir = tempfile::tempdir().expect("tempdir");
     for (name, text) in files {
         let path = dir.path().join(name);
@@ -28,7 +28,7 @@ fn load_with(files: &[(&str, &str)], line: &str) -> Result<Settings, String> {
 }
 
 const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
-const PROXY: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+pub(super) const PROXY: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 const ALONE: &str = "--standalone --manifests /m";
 
 fn with_kubelet(body: &str) -> Result<Settings, String> {
@@ -348,6 +348,7 @@ fn proxy_files_are_read_and_checked() {
         ("bindAddress: here\n", "bindAddress: is \"here\"; it must be an IP address"),
         ("healthzBindAddress: '10256'\n", "healthzBindAddress: is \"10256\"; write an address and port"),
         ("metricsBindAddress: '[::1]'\n", "metricsBindAddress: is \"[::1]\""),
+        ("metricsBindAddress: localhost:10249\n", "metricsBindAddress: is \"localhost:10249\""),
         ("conntrack: {min: -1}\n", "conntrack.min: is -1"),
         ("conntrack: {udpTimeout: -5s}\n", "conntrack.udpTimeout: is -5s"),
     ];
@@ -370,13 +371,31 @@ fn the_proxy_s_servers_and_the_connection_tracker_follow_the_file() {
     assert_eq!((wish.max_per_core, wish.min, wish.tcp_established_seconds), (32_768, 131_072, 86_400));
     let cases = [
         ("bindAddress: '::'\n", "[::]:10256", "[::1]:10249"),
-        ("bindAddress: 192.0.2.7\nmetricsBindAddress: ''\n", "0.0.0.0:10256", ""),
-        ("healthzBindAddress: ''\nmetricsBindAddress: :9\n", "", "[::]:9"),
+        ("bindAddress: '::'\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n", "[::]:10256", "[::1]:10249"),
+        ("bindAddress: 192.0.2.7\nmetricsBindAddress: 127.0.0.1:0\n", "0.0.0.0:10256", ""),
+        ("healthzBindAddress: :0\nmetricsBindAddress: :9\n", "", "[::]:9"),
+        (
+            "healthzBindAddress: 192.0.2.7\nmetricsBindAddress: 'fd00::7'\n",
+            "192.0.2.7:10256",
+            "[fd00::7]:10249",
+        ),
     ];
     for (body, healthz, metrics) in cases {
         let settings = with_proxy(body).expect(body);
         assert_eq!(servers(&settings), (healthz.into(), metrics.into(), false), "{body}");
+        // What is shown and written out means the same when it is read.
+        let shown = ["healthzBindAddress", "metricsBindAddress"]
+            .map(|name| format!("{name}: '{}'\n", settings.servers.configz[name].as_str().expect("text")));
+        let again = with_proxy(&shown.concat()).expect("valid");
+        assert_eq!(servers(&again), servers(&settings), "{body}");
     }
+    let off =
+        load_with(&[], &format!("{ALONE} --roles proxy --healthz-bind-address= --metrics-bind-address="));
+    assert_eq!(
+        servers(&off.expect("valid")),
+        (String::new(), String::new(), false),
+        "as flags, empty is off"
+    );
     let settings = with_proxy(
         "bindAddress: 192.0.2.7\nbindAddressHardFail: true\niptables: {masqueradeAll: true, minSyncPeriod: 2s}\n\
          conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpBeLiberal: true, udpStreamTimeout: 3m}\n",

@@ -25,6 +25,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it is the command line.
+    pub fn is_flag(&self) -> bool {
+        self.source.starts_with("flag --")
+    }
+
     /// A place without lines: a flag, or a file as a whole.
     pub fn whole(source: &str) -> Self {
         Self { source: Arc::from(source), line: 0, column: 0 }
