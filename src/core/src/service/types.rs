@@ -15,7 +15,7 @@ use crate::ruleset::Protocol;
 /// The API server admits at most this many endpoints in a slice.
 pub const MAX_SLICE_ENDPOINTS: usize = 1000;
 /// And this many ports in a slice; a Service with more could not get its slices.
-pub const MAX_PORTS: usize = 100;
+pub const MAX_PORTS: usize = 20_000;
 /// Addresses, ranges and ingress points of one Service; far above what is in use.
 pub const MAX_ADDRESSES: usize = 1000;
 
@@ -300,7 +300,7 @@ pub enum AddressType {
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     /// Only the first is ever used (the API's own rule: all others are reserved).
-    #[serde(deserialize_with = "bounded::<_, _, MAX_PORTS>")]
+    #[serde(deserialize_with = "bounded::<_, _, MAX_ADDRESSES>")]
     pub addresses: Vec<String>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Conditions,
@@ -455,10 +455,14 @@ mod tests {
 
     #[test]
     fn lists_are_bounded_and_wrong_values_are_named() {
-        let many = vec![r#"{"port": 1}"#; MAX_PORTS + 1].join(",");
-        let text = format!(r#"{{"metadata": {{"name": "x"}}, "spec": {{"ports": [{many}]}}}}"#);
-        let error = serde_json::from_str::<Service>(&text).unwrap_err().to_string();
-        assert!(error.contains("more than 100 items"), "{error}");
+        let with_ports = |count: usize| {
+            let many = vec![r#"{"port": 1}"#; count].join(",");
+            format!(r#"{{"metadata": {{"name": "x"}}, "spec": {{"ports": [{many}]}}}}"#)
+        };
+        let service: Service = serde_json::from_str(&with_ports(MAX_PORTS)).unwrap();
+        assert_eq!(service.spec.ports.len(), 20_000, "as the API server admits in a slice");
+        let error = serde_json::from_str::<Service>(&with_ports(MAX_PORTS + 1)).unwrap_err().to_string();
+        assert!(error.contains("more than 20000 items"), "{error}");
         let text = r#"{"metadata": {"name": "x"}, "spec": {"type": "Nodeport"}}"#;
         let error = serde_json::from_str::<Service>(text).unwrap_err().to_string();
         assert!(error.contains("Nodeport") && error.contains("NodePort"), "{error}");
