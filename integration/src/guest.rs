@@ -1,5 +1,5 @@
 //! The kernel-only guest: the node's cloud kernel with a small initramfs (busybox, modules, test binaries), up in
-//! seconds even emulated. For tests of the kernel crate that need IPVS or cgroup v2; results come over the console.
+//! seconds even emulated. For tests and benches that need IPVS or cgroup v2; results come over the console.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -119,6 +119,10 @@ for module in $(cat /modules.nf_tables); do modprobe "$module" || echo "no modul
 for test in /tests/*; do
   case "$test" in *without_nf_tables*) ;; *) run "$test" ;; esac
 done
+if [ -x /bench ]; then
+  echo 'longshore-guest: run bench'
+  /bench $(cat /bench.arguments) 2>&1; echo "longshore-guest: code $?"
+fi
 echo 'longshore-guest: end'
 sync; poweroff -f
 "#;
@@ -135,8 +139,27 @@ pub fn run_tests() -> Result<Tally> {
     let accelerator = qemu::accelerator()?;
     let logs = node::log_folder("kernel-guest")?;
     let deadline = Duration::from_secs(240) * accelerator.patience().min(4);
-    let console = boot(accelerator, &binaries, &logs, END, deadline)?;
+    let programs = Programs { tests: &binaries, bench: None };
+    let console = boot(accelerator, programs, &logs, END, deadline)?;
     count(&console, &binaries)
+}
+
+/// Runs a bench in the guest, and gives what it printed. Emulated everywhere, as kube-proxy was when it was
+/// measured: under KVM its figures would not be comparable.
+///
+/// # Errors
+/// Where the guest does not come to its end, or the bench does not.
+pub fn run_bench(program: &Path, arguments: &str) -> Result<String> {
+    let accelerator = Accelerator::Tcg;
+    let logs = node::log_folder("kernel-guest-bench")?;
+    let programs = Programs { tests: &[], bench: Some((program, arguments)) };
+    let deadline = Duration::from_secs(240) * accelerator.patience().min(4);
+    let console = boot(accelerator, programs, &logs, END, deadline)?.replace('\r', "");
+    let (_, rest) = console.split_once("longshore-guest: run bench\n").context("the bench did not run")?;
+    match rest.split_once("longshore-guest: code ") {
+        Some((output, code)) if code.starts_with("0\n") => Ok(output.to_owned()),
+        _ => bail!("the bench did not end well:\n{rest}"),
+    }
 }
 
 /// Whether the guest comes up in time under this accelerator.
@@ -144,20 +167,29 @@ pub fn run_tests() -> Result<Tally> {
 /// # Errors
 /// Where it cannot be built or started.
 pub fn boots(accelerator: Accelerator, deadline: Duration) -> Result<bool> {
-    Ok(boot(accelerator, &[], &node::log_folder("kvm-probe")?, UP, deadline).is_ok())
+    let programs = Programs { tests: &[], bench: None };
+    Ok(boot(accelerator, programs, &node::log_folder("kvm-probe")?, UP, deadline).is_ok())
+}
+
+/// What the guest runs before it ends.
+#[derive(Clone, Copy)]
+struct Programs<'a> {
+    tests: &'a [TestBinary],
+    /// With its arguments.
+    bench: Option<(&'a Path, &'a str)>,
 }
 
 /// Boots and waits for the mark on the console; gives the console's text.
 fn boot(
     accelerator: Accelerator,
-    tests: &[TestBinary],
+    programs: Programs<'_>,
     logs: &Path,
     mark: &str,
     deadline: Duration,
 ) -> Result<String> {
     let root = root::folder()?;
     let initrd = logs.join("initramfs");
-    initramfs(&root, tests, &initrd)?;
+    initramfs(&root, programs, &initrd)?;
     let console = logs.join("console.log");
     let machine = Machine {
         accelerator,
@@ -214,8 +246,8 @@ fn count(console: &str, binaries: &[TestBinary]) -> Result<Tally> {
     Ok(tally)
 }
 
-/// busybox, the modules with what they need, the tests, and `/init`, as a gzipped cpio archive.
-fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
+/// busybox, the modules with what they need, the programs, and `/init`, as a gzipped cpio archive.
+fn initramfs(root: &Path, programs: Programs<'_>, out: &Path) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("longshore-guest-").tempdir()?;
     let top = dir.path();
     for folder in ["bin", "sbin", "proc", "sys", "dev", "tmp", "tests", "root", "etc"] {
@@ -233,16 +265,24 @@ fn initramfs(root: &Path, tests: &[TestBinary], out: &Path) -> Result<()> {
     fs::copy(IP, top.join("sbin/ip")).with_context(|| format!("cannot copy {IP}"))?;
     libraries(Path::new(IP), top)?;
     cases(&workspace_root().join("integration/services"), &top.join("cases"))?;
-    for test in tests {
-        let place = top.join("tests").join(&test.name);
-        fs::copy(&test.path, &place)?;
-        Run::new("strip").arg_path(&place).check()?;
-        libraries(&test.path, top)?;
+    for test in programs.tests {
+        program(&test.path, &top.join("tests").join(&test.name), top)?;
+    }
+    if let Some((bench, arguments)) = programs.bench {
+        program(bench, &top.join("bench"), top)?;
+        fs::write(top.join("bench.arguments"), arguments)?;
     }
     modules(root, top)?;
     let pack =
         format!("cd {} && find . | cpio --quiet -o -H newc | gzip -1 > {}", top.display(), out.display());
     Run::shell(&pack).check().map(drop)
+}
+
+/// Copies a program of ours, without its symbols, and what it is linked with.
+fn program(from: &Path, to: &Path, top: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Run::new("strip").arg_path(to).check()?;
+    libraries(from, top)
 }
 
 /// Copies the programs of iptables' legacy variant.

@@ -1,9 +1,10 @@
 //! Figures of the Service dataplane in nftables mode and in iptables mode by both variants of the programs,
 //! in network namespaces of its own: a full sync, one endpoint changed, growth, restart, audit, memory of
-//! the daemon, and connections through a Service.
+//! the daemon, and connections through a Service; and, where it is asked for, in IPVS mode in the kernel guest.
 //! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
 //! `target/bench/services.jsonl`. Figures are reported, never asserted.
 
+mod ipvs;
 mod memory;
 
 use std::fs::{self, File};
@@ -49,6 +50,9 @@ struct Figure<'a> {
 
 struct Report(File);
 
+/// How a figure of the guest begins on its console.
+const IN_GUEST: &str = "figure of the guest: ";
+
 impl Report {
     fn new() -> Report {
         let folder = workspace().join("target/bench");
@@ -66,12 +70,31 @@ impl Report {
         values.sort_by(f64::total_cmp);
         let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
         let (p50, p99, max) = (at(0.5), at(0.99), at(1.0));
-        let line = json!({"mode": mode, "figure": name, "services": services, "endpoints": endpoints, "unit": unit,
-            "n": values.len(), "p50": p50, "p99": p99, "max": max, "goal": goal, "peer": peer});
+        self.tell_line(&json!({"mode": mode, "figure": name, "services": services, "endpoints": endpoints,
+            "unit": unit, "n": values.len(), "p50": p50, "p99": p99, "max": max, "goal": goal, "peer": peer}));
+    }
+
+    fn tell_line(&mut self, line: &Value) {
+        if ipvs::is_guest() {
+            println!("{IN_GUEST}{line}");
+            return;
+        }
         writeln!(self.0, "{line}").expect("the figure is written");
+        let text = |field: &str| line[field].as_str().unwrap_or_default();
+        let number = |field: &str| line[field].as_f64().unwrap_or_default();
+        let count = |field: &str| line[field].as_u64().unwrap_or_default();
         println!(
-            "{mode:<15} {name:<44} {services:>6} x {endpoints:<7} p50 {p50:>9.3}  p99 {p99:>9.3}  max {max:>9.3} {unit} (n={})  goal {goal}",
-            values.len()
+            "{:<15} {:<44} {:>6} x {:<7} p50 {:>9.3}  p99 {:>9.3}  max {:>9.3} {} (n={})  goal {}",
+            text("mode"),
+            text("figure"),
+            count("services"),
+            count("endpoints"),
+            number("p50"),
+            number("p99"),
+            number("max"),
+            text("unit"),
+            count("n"),
+            line["goal"]
         );
     }
 }
@@ -453,5 +476,9 @@ fn main() {
     }
     if wanted("memory") {
         memory::run(&mut report);
+    }
+    // It boots a guest, which has to be fetched first: only where it is named.
+    if asked.iter().any(|word| word == "ipvs") {
+        ipvs::run(&mut report);
     }
 }
