@@ -18,8 +18,21 @@ use crate::path::Path;
 const QUEUE: usize = 1024;
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
-/// Who speaks: clients look for the kubelet's name.
-const COMPONENT: &str = "kubelet";
+/// Who speaks: clients look for these names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Component {
+    Kubelet,
+    KubeProxy,
+}
+
+impl Component {
+    fn as_str(self) -> &'static str {
+        match self {
+            Component::Kubelet => "kubelet",
+            Component::KubeProxy => "kube-proxy",
+        }
+    }
+}
 
 /// Takes events. Cheap to clone; telling never waits.
 #[derive(Clone, Debug)]
@@ -49,6 +62,7 @@ pub struct EventRate {
 #[derive(Debug)]
 pub struct EventWriter {
     client: ApiClient,
+    component: Component,
     node: String,
     rate: EventRate,
     queue: mpsc::Receiver<Event>,
@@ -56,10 +70,10 @@ pub struct EventWriter {
 }
 
 /// A writer and the handle to tell it.
-pub fn events(client: ApiClient, node: &str, rate: EventRate) -> (Events, EventWriter) {
+pub fn events(client: ApiClient, component: Component, node: &str, rate: EventRate) -> (Events, EventWriter) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    let correlator = Correlator::default();
-    (Events { queue: sender }, EventWriter { client, node: node.to_owned(), rate, queue, correlator })
+    let (node, correlator) = (node.to_owned(), Correlator::default());
+    (Events { queue: sender }, EventWriter { client, component, node, rate, queue, correlator })
 }
 
 impl EventWriter {
@@ -132,8 +146,9 @@ impl EventWriter {
     fn object(&self, name: &str, event: &Event) -> Value {
         let about = &event.about;
         let at = seconds(event.at);
+        let component = self.component.as_str();
         let mut involved = json!({
-            "apiVersion": "v1", "kind": about.kind, "name": about.name, "uid": about.uid,
+            "apiVersion": api_version(about.kind), "kind": about.kind, "name": about.name, "uid": about.uid,
         });
         if !about.namespace.is_empty() {
             involved["namespace"] = json!(about.namespace);
@@ -146,10 +161,18 @@ impl EventWriter {
             "metadata": {"name": name, "namespace": namespace(event)},
             "involvedObject": involved,
             "reason": event.reason, "message": event.message, "type": event.severity.as_str(),
-            "source": {"component": COMPONENT, "host": self.node},
-            "reportingComponent": COMPONENT, "reportingInstance": self.node,
+            "source": {"component": component, "host": self.node},
+            "reportingComponent": component, "reportingInstance": self.node,
             "firstTimestamp": at, "lastTimestamp": at, "count": 1,
         })
+    }
+}
+
+/// Of the kinds that events are about.
+fn api_version(kind: &str) -> &'static str {
+    match kind {
+        "EndpointSlice" => "discovery.k8s.io/v1",
+        _ => "v1",
     }
 }
 
@@ -186,7 +209,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn events_are_written_through_faults_and_count_up() {
         let api = FakeApi::default();
-        let (events, writer) = events(api.client(), "n1", EventRate { per_second: 50, burst: 100 });
+        let (events, writer) =
+            events(api.client(), Component::Kubelet, "n1", EventRate { per_second: 50, burst: 100 });
         tokio::spawn(writer.run());
         api.order("POST", EVENTS, 2, Fault::Refuse(500, None));
         for _ in 0..3 {
@@ -203,7 +227,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_kept_and_a_flood_is_dropped() {
         let api = FakeApi::default();
-        let (events, writer) = events(api.client(), "n1", EventRate { per_second: 1, burst: 5 });
+        let (events, writer) =
+            events(api.client(), Component::Kubelet, "n1", EventRate { per_second: 1, burst: 5 });
         tokio::spawn(writer.run());
         for n in 0..5000 {
             let mut one = event("a");

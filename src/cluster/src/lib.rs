@@ -32,4 +32,4 @@ pub use error::ApiError;
 pub use kubeconfig::{Kubeconfig, KubeconfigError};
 pub use path::Path;
 pub use transport::{TlsTransport, Transport};
-pub use watch::{News, Piece, Selector, Watch};
+pub use watch::{News, Piece, Selector, Unreadable, Watch};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use longshore_core::ids::ObjectKey;
+use longshore_core::ids::{ObjectKey, ObjectUid};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -59,7 +59,15 @@ pub enum Piece<T> {
     /// The list is whole: what is not among these is gone. Unreadable objects are among them.
     Listed(HashSet<ObjectKey>),
     /// An object that cannot be read; it is skipped.
-    Unreadable(ObjectKey, String),
+    Unreadable(Unreadable),
+}
+
+/// An object that is not of its kind's form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub key: ObjectKey,
+    pub uid: Option<ObjectUid>,
+    pub problem: String,
 }
 
 /// Puts the pieces of lists together.
@@ -75,7 +83,9 @@ impl<T> Whole<T> {
             (Piece::Listed(_), list) => return list.take().map(|list| News::All(newest(list))),
             (Piece::Set(key, object), None) => return Some(News::Set(key, object)),
             (Piece::Gone(key, object), None) => return Some(News::Gone(key, object)),
-            (Piece::Unreadable(key, problem), _) => return Some(News::Unreadable(key, problem)),
+            (Piece::Unreadable(object), _) => {
+                return Some(News::Unreadable(object.key, object.problem));
+            }
         }
         None
     }
@@ -279,7 +289,7 @@ impl<T: DeserializeOwned + Send> Watch<T> {
             for item in page.items.unwrap_or_default() {
                 let (key, piece) = match read_object::<T>(&item) {
                     Ok((head, object)) => (head.key(), Piece::Set(head.key(), object)),
-                    Err((key, message)) => (key.clone(), Piece::Unreadable(key, message)),
+                    Err(object) => (object.key.clone(), Piece::Unreadable(object)),
                 };
                 all.insert(key);
                 sink(piece);
@@ -335,6 +345,7 @@ struct Head {
 struct HeadMetadata {
     name: Option<String>,
     namespace: Option<String>,
+    uid: Option<String>,
     resource_version: Option<String>,
     annotations: Option<HeadAnnotations>,
 }
@@ -356,11 +367,15 @@ impl Head {
     }
 }
 
-fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), (ObjectKey, String)> {
+fn read_object<T: DeserializeOwned>(raw: &RawValue) -> Result<(Head, T), Unreadable> {
     let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
     match object::read(raw.get()) {
         Ok(object) => Ok((head, object)),
-        Err(error) => Err((head.key(), error.to_string())),
+        Err(error) => Err(Unreadable {
+            key: head.key(),
+            uid: head.metadata.uid.as_deref().and_then(ObjectUid::parse),
+            problem: error.to_string(),
+        }),
     }
 }
 
@@ -400,11 +415,11 @@ impl<T: DeserializeOwned> Decoder<T> {
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let (head, object) = match read_object::<T>(event.object) {
                     Ok(read) => read,
-                    Err((key, message)) => {
+                    Err(object) => {
                         if let Some(all) = &mut self.initial {
-                            all.insert(key.clone());
+                            all.insert(object.key.clone());
                         }
-                        sink(Piece::Unreadable(key, message));
+                        sink(Piece::Unreadable(object));
                         return Ok(None);
                     }
                 };

@@ -51,7 +51,7 @@ impl Known {
                 let names: HashSet<&str> = all.iter().map(|key| &*key.name).collect();
                 self.things.lock().unwrap().retain(|name, _| names.contains(name.as_str()));
             }
-            Piece::Unreadable(key, _) => panic!("{key} is unreadable"),
+            Piece::Unreadable(object) => panic!("{object:?} is unreadable"),
         }
     }
 

@@ -100,3 +100,60 @@ impl fmt::Display for ObjectKey {
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
+
+/// `metadata.uid` of a Service or EndpointSlice, a UUID in 16 bytes: a node holds ten thousand of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectUid([u8; 16]);
+
+/// Where the hyphens of a UUID stand.
+const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+
+impl ObjectUid {
+    /// From the API's text; `None` where that is no UUID in small letters.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: String = text.split('-').collect();
+        let is_hex = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let uid = Self(u128::from_str_radix(&digits, 16).ok().filter(|_| is_hex)?.to_be_bytes());
+        (uid.to_string() == text).then_some(uid)
+    }
+}
+
+impl fmt::Display for ObjectUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = format!("{:032x}", u128::from_be_bytes(self.0));
+        HYPHENS.into_iter().for_each(|place| text.insert(place, '-'));
+        f.write_str(&text)
+    }
+}
+
+impl fmt::Debug for ObjectUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectUid({self})")
+    }
+}
+
+impl Serialize for ObjectUid {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uid_is_the_text_it_was_read_from_or_none() {
+        let text = "0a1b2c3d-0000-4fff-8abc-0123456789ab";
+        assert_eq!(ObjectUid::parse(text).map(|uid| uid.to_string()).as_deref(), Some(text));
+        for other in [
+            "",
+            "1",
+            "0A1B2C3D-0000-4fff-8abc-0123456789ab",
+            "0a1b2c3d00004fff8abc0123456789ab",
+            "+a1b2c3d-0000-4fff-8abc-0123456789ab",
+        ] {
+            assert_eq!(ObjectUid::parse(other), None, "{other}");
+        }
+    }
+}

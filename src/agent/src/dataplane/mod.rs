@@ -36,10 +36,11 @@ use longshore_core::ruleset::node::{ConntrackWish, NodePortAddresses};
 use longshore_core::service::Family;
 use longshore_core::service::cidr::Cidr;
 use longshore_core::service::health::HealthCheck;
+use longshore_core::service::problems::ObjectProblem;
 use longshore_core::service::standalone::Output;
 use longshore_core::service::types::{EndpointSlice, Service};
 use longshore_core::service::view::{DataplaneView, DiffView, FrontendView, ServiceRow};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::ServiceReads;
@@ -57,6 +58,9 @@ pub use settings::make_settings;
 
 /// Metrics are given without the task's own part after this.
 const SCRAPE_AT_MOST: Duration = Duration::from_secs(2);
+
+/// Problems of objects that wait to be told as events.
+const PROBLEMS_KEPT: usize = 256;
 
 /// How the dataplane is set.
 #[derive(Clone, Debug)]
@@ -305,6 +309,7 @@ pub struct DataplaneHandle {
     view: watch::Receiver<Arc<DataplaneView>>,
     synced: watch::Receiver<bool>,
     checks: watch::Receiver<Arc<HealthChecks>>,
+    problems: broadcast::Sender<ObjectProblem>,
     health: ProxyHealth,
     metrics: ProxyMetrics,
     notes: Arc<Notes>,
@@ -323,6 +328,12 @@ impl DataplaneHandle {
     /// Health check ports as they should be answered, whenever that changes.
     pub fn watch_health_checks(&self) -> watch::Receiver<Arc<HealthChecks>> {
         self.checks.clone()
+    }
+
+    /// What is wrong with Services and slices, each problem once. From now on: who listens late has lost
+    /// those of before, and who is slow the oldest.
+    pub fn problems(&self) -> broadcast::Receiver<ObjectProblem> {
+        self.problems.subscribe()
     }
 
     /// Shows a problem of a part around the dataplane among its warnings, or takes it back; true where
@@ -473,6 +484,7 @@ pub fn dataplane(
     let health = ProxyHealth::new(clock, &families, ModeTuning::default().sync_period * 2);
     let inbox = Arc::new(Inbox::new(clock, health.clone(), metrics.clone()));
     let (checks_out, checks) = watch::channel(Arc::default());
+    let (problems, _) = broadcast::channel(PROBLEMS_KEPT);
     let (requests, questions) = mpsc::channel(16);
     let (view_out, view) = watch::channel(Arc::new(DataplaneView::default()));
     let (synced_out, synced) = watch::channel(false);
@@ -483,6 +495,7 @@ pub fn dataplane(
         view: view_out,
         synced: synced_out,
         checks: checks_out,
+        problems: problems.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
         latency: task::Latency::new(clock.now()),
@@ -491,5 +504,5 @@ pub fn dataplane(
         stop,
     };
     let notes = Arc::default();
-    (DataplaneHandle { inbox, requests, view, synced, checks, health, metrics, notes }, task.run())
+    (DataplaneHandle { inbox, requests, view, synced, checks, problems, health, metrics, notes }, task.run())
 }

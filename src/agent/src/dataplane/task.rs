@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_core::ids::ObjectKey;
+use longshore_core::service::problems::ObjectProblem;
 use longshore_core::service::view::DataplaneView;
 use longshore_kernel::memory;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,7 @@ pub(super) struct Task {
     pub(super) view: watch::Sender<Arc<DataplaneView>>,
     pub(super) synced: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Arc<HealthChecks>>,
+    pub(super) problems: broadcast::Sender<ObjectProblem>,
     pub(super) health: ProxyHealth,
     pub(super) metrics: ProxyMetrics,
     pub(super) latency: Latency,
@@ -86,6 +88,7 @@ impl Task {
             self.latency.note(&change);
             addresses_changed |= self.engine.take(change);
         }
+        self.tell_problems();
         if addresses_changed {
             self.engine.host_addresses_changed().await;
         }
@@ -100,6 +103,22 @@ impl Task {
         if first && self.engine.wants_to_retire() {
             self.engine.retire().await;
             self.view.send_replace(Arc::new(self.engine.view()));
+        }
+    }
+
+    fn tell_problems(&mut self) {
+        for problem in self.engine.take_problems() {
+            let about = &problem.about;
+            tracing::warn!(
+                reason = problem.reason,
+                "{} {}/{}: {}",
+                about.kind,
+                about.namespace,
+                about.name,
+                problem.message
+            );
+            // Without a control plane nobody listens.
+            let _ = self.problems.send(problem);
         }
     }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use longshore_cluster::events::{EventWriter, events};
+use longshore_cluster::events::{Component, EventRate, EventWriter, events};
 use longshore_cluster::pod_status::PodStatuses;
 use longshore_cluster::{ApiClient, Kubeconfig, KubeconfigError, Selector, TlsTransport, Watch, path};
 use longshore_core::pod::desired::{DesiredPod, PodSource};
@@ -110,7 +110,7 @@ impl Upstream {
     pub fn new(clients: Clients, join: &JoinSettings, clock: Clock, node: &str) -> Self {
         let statuses = PodStatuses::new(clients.node.clone());
         let mirrors = Mirrors::new(clients.node.clone(), statuses.clone(), node);
-        let (handle, events) = events(clients.node.clone(), node, join.event_rate);
+        let (handle, events) = events(clients.node.clone(), Component::Kubelet, node, join.event_rate);
         let recorder =
             EventRecorder { clock, events: handle, mirrors: mirrors.clone(), node: node.to_owned() };
         Self { clients, statuses, mirrors, recorder, events }
@@ -132,6 +132,7 @@ pub struct Joined {
     recorder: EventRecorder,
     /// Until it is started.
     events: Mutex<Option<EventWriter>>,
+    event_rate: EventRate,
     node: NodeParts,
     static_pods: StaticPods,
 }
@@ -169,6 +170,7 @@ impl Joined {
             mirrors,
             recorder,
             events,
+            event_rate: join.event_rate,
             node,
             handles,
             static_pods,
@@ -209,6 +211,9 @@ impl Joined {
             let services = ClusterServices {
                 client: self.clients.services.clone(),
                 dataplane: dataplane.clone(),
+                node: self.handles.node.now().name.clone(),
+                event_rate: self.event_rate,
+                clock: self.handles.clock,
                 containers: Some(Containers {
                     node: self.handles.node.clone(),
                     sourcing: self.handles.sourcing.clone(),

@@ -1,18 +1,22 @@
 //! Services and EndpointSlices of the cluster, straight to the dataplane, and the variables containers
-//! get of them.
+//! get of them; what is wrong with them goes back as events.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_cluster::{ApiClient, Piece, Selector, Watch, path::Path};
+use longshore_cluster::events::{Component, EventRate, Events, events};
+use longshore_cluster::{ApiClient, Piece, Selector, Unreadable, Watch, path::Path};
 use longshore_core::ids::ObjectKey;
+use longshore_core::service::problems::{INVALID_SERVICE, INVALID_SLICE, ObjectProblem, SERVICE, SLICE};
 use longshore_core::service::types::{EndpointSlice, Service};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::dataplane::{Change, DataplaneHandle};
 use crate::node::Node;
+use crate::pods::Clock;
 use crate::sourcing::Sourcing;
 
 /// Slices no proxy has to program, and Services of other proxies (KEP-2447): not even sent to us.
@@ -25,6 +29,10 @@ const ENV_EVERY: Duration = Duration::from_millis(500);
 pub struct ClusterServices {
     pub client: ApiClient,
     pub dataplane: DataplaneHandle,
+    /// Who tells events, and how fast.
+    pub node: String,
+    pub event_rate: EventRate,
+    pub clock: Clock,
     /// Where pods run as well, their containers get variables of the Services.
     pub containers: Option<Containers>,
 }
@@ -44,6 +52,8 @@ enum Told {
 impl ClusterServices {
     /// Runs for ever; ends by being dropped.
     pub async fn run(self) {
+        let (events, writer) = events(self.client.clone(), Component::KubeProxy, &self.node, self.event_rate);
+        let telling = tell_problems(self.dataplane.problems(), &events, self.clock);
         let (news, mut told) = mpsc::unbounded_channel();
         let services = Watch::new(self.client.clone(), Selector::all(Path::services()));
         let slices = Watch::new(self.client.clone(), Selector::all(Path::endpoint_slices()).labels(SLICES));
@@ -54,7 +64,7 @@ impl ClusterServices {
         let watching =
             async { tokio::join!(services.run_by_piece(to_services), slices.run_by_piece(to_slices)) };
         let taking = async {
-            let mut state = State::default();
+            let mut state = State::new(events.clone());
             let mut env_at: Option<Instant> = None;
             let mut earliest = Instant::now();
             loop {
@@ -79,7 +89,7 @@ impl ClusterServices {
                 }
             }
         };
-        tokio::select! { _ = watching => {}, () = taking => {} }
+        tokio::select! { _ = watching => {}, () = taking => {}, () = telling => {}, () = writer.run() => {} }
     }
 
     /// Answers whether Services changed, after all of them were told once.
@@ -114,14 +124,16 @@ impl ClusterServices {
                 state.services = now;
             }
             Piece::Set(key, service) => {
+                self.now_readable(state, SERVICE, &key);
                 self.set_service(&key, Some(service));
                 state.services.insert(key);
             }
             Piece::Gone(key, _) => {
+                self.now_readable(state, SERVICE, &key);
                 self.set_service(&key, None);
                 state.services.remove(&key);
             }
-            Piece::Unreadable(key, problem) => unreadable("Service", &key, &problem),
+            Piece::Unreadable(object) => self.unreadable(state, (SERVICE, INVALID_SERVICE), &object),
         }
     }
 
@@ -145,14 +157,43 @@ impl ClusterServices {
                 state.slices = now;
             }
             Piece::Set(key, slice) => {
+                self.now_readable(state, SLICE, &key);
                 self.dataplane.tell(Change::Slice(Box::new(slice)));
                 state.slices.insert(key);
             }
             Piece::Gone(key, _) => {
+                self.now_readable(state, SLICE, &key);
                 self.dataplane.tell(Change::SliceGone(key.clone()));
                 state.slices.remove(&key);
             }
-            Piece::Unreadable(key, problem) => unreadable("EndpointSlice", &key, &problem),
+            Piece::Unreadable(object) => self.unreadable(state, (SLICE, INVALID_SLICE), &object),
+        }
+    }
+
+    /// What cannot be read is left as it was, and said.
+    fn unreadable(
+        &self,
+        state: &mut State,
+        (kind, reason): (&'static str, &'static str),
+        object: &Unreadable,
+    ) {
+        let Unreadable { key, uid, problem } = object;
+        tracing::error!(object = %key, problem, "a {kind} of the API server cannot be read and is left alone");
+        let sentence = format!("cannot be read and is left as it was: {problem}");
+        let about = format!("{kind} {key}");
+        self.dataplane.note(&about, Some(format!("{about}: {sentence}")));
+        let problem = ObjectProblem::new(kind, (key, *uid), reason, &[sentence]);
+        state.events.tell((problem, self.clock.now()).into());
+        state.unreadable.insert(about);
+    }
+
+    fn now_readable(&self, state: &mut State, kind: &str, key: &ObjectKey) {
+        if state.unreadable.is_empty() {
+            return;
+        }
+        let about = format!("{kind} {key}");
+        if state.unreadable.remove(&about) {
+            self.dataplane.note(&about, None);
         }
     }
 
@@ -164,14 +205,157 @@ impl ClusterServices {
     }
 }
 
-#[derive(Default)]
 struct State {
     services: HashSet<ObjectKey>,
     slices: HashSet<ObjectKey>,
     services_told: bool,
     slices_told: bool,
+    /// Kinds and names of objects that could not be read.
+    unreadable: HashSet<String>,
+    events: Events,
 }
 
-fn unreadable(kind: &str, key: &ObjectKey, problem: &str) {
-    tracing::error!(object = %key, problem, "a {kind} of the API server cannot be read and is left alone");
+impl State {
+    fn new(events: Events) -> Self {
+        State {
+            services: HashSet::new(),
+            slices: HashSet::new(),
+            services_told: false,
+            slices_told: false,
+            unreadable: HashSet::new(),
+            events,
+        }
+    }
+}
+
+async fn tell_problems(mut problems: broadcast::Receiver<ObjectProblem>, events: &Events, clock: Clock) {
+    loop {
+        match problems.recv().await {
+            Ok(problem) => events.tell((problem, clock.now()).into()),
+            Err(RecvError::Lagged(count)) => tracing::debug!(count, "events of Services are dropped"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use jiff::Timestamp;
+    use longshore_cluster::fake::FakeApi;
+    use longshore_kernel::ipvs::IpvsError;
+    use longshore_kernel::netlink::{NetlinkError, Refusal};
+    use longshore_kernel::nft::FakeNft;
+    use longshore_kernel::route::FakeRoutes;
+    use longshore_kernel::sysctl::FakeSysctls;
+    use serde_json::{Value, json};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::dataplane::{DataplaneConfig, Kernel, ModeRequest, OpenKernel, dataplane};
+
+    const SERVICES: &str = "/api/v1/namespaces/ns/services/";
+    const SLICE_OF_WEB: &str = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices/web-1";
+
+    fn uid(number: u32) -> String {
+        format!("0a1b2c3d-0000-4fff-8abc-{number:012}")
+    }
+
+    /// A dataplane on fakes that hears of the Services of this server.
+    fn follow(api: &FakeApi) -> DataplaneHandle {
+        let address = IpAddr::from([192, 168, 0, 1]);
+        let kernel = Kernel {
+            ipvs: Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(nix::errno::Errno::ENOENT)))),
+            nft: Arc::new(FakeNft::new()),
+            routes: Arc::new(FakeRoutes::new(address)),
+            flows: None,
+            sysctls: Arc::new(FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
+        };
+        let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", vec![address]);
+        let clock = Clock::following_tokio(Timestamp::from_second(1_800_000_000).unwrap());
+        let open = OpenKernel::new(move || Ok(kernel.clone()));
+        let (dataplane, task) = dataplane(config, open, clock, CancellationToken::new());
+        tokio::spawn(task);
+        let services = ClusterServices {
+            client: api.client(),
+            dataplane: dataplane.clone(),
+            node: "n1".to_owned(),
+            event_rate: EventRate { per_second: 0, burst: 1 },
+            clock,
+            containers: None,
+        };
+        tokio::spawn(services.run());
+        dataplane
+    }
+
+    fn put(api: &FakeApi, name: &str, number: u32, spec: Value) {
+        let metadata = json!({"name": name, "namespace": "ns", "uid": uid(number)});
+        api.put(&format!("{SERVICES}{name}"), json!({"metadata": metadata, "spec": spec}));
+    }
+
+    /// Objects that events are about, with reason, message and count.
+    fn told(api: &FakeApi) -> Vec<String> {
+        let events = api.list("/api/v1/namespaces/ns/events");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut told: Vec<String> = events
+            .iter()
+            .map(|event| {
+                assert_eq!(event["source"], json!({"component": "kube-proxy", "host": "n1"}));
+                let object = &event["involvedObject"];
+                let about = ["apiVersion", "kind", "name", "uid"].map(|field| text(&object[field])).join(" ");
+                let (reason, message) = (text(&event["reason"]), text(&event["message"]));
+                format!("{about} {reason}: {message} x{}", event["count"])
+            })
+            .collect();
+        told.sort();
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_served_is_an_event_of_its_object_once() {
+        let api = FakeApi::default();
+        let good = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+        put(&api, "web", 1, good.clone());
+        put(&api, "odd", 2, json!({"clusterIP": "10.96.0.2", "ports": [{"port": 0}]}));
+        put(&api, "unread", 3, json!({"clusterIP": "10.96.0.3", "ports": "none"}));
+        let labels = json!({"kubernetes.io/service-name": "web"});
+        let slice = json!({"metadata": {"name": "web-1", "namespace": "ns", "uid": uid(4), "labels": labels},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [{"port": 80}]});
+        api.put(SLICE_OF_WEB, slice.clone());
+        let dataplane = follow(&api);
+        dataplane.synced().wait_for(|synced| *synced).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let all = told(&api);
+        let want = [
+            format!(
+                "discovery.k8s.io/v1 EndpointSlice web-1 {} InvalidEndpointSlice: EndpointSlice ns/web-1: \
+                     127.0.0.1 is a loopback address, which no endpoint can have x1",
+                uid(4)
+            ),
+            format!(
+                "v1 Service odd {} InvalidService: spec.ports[0].port: 0 is outside 1..=65535 x1",
+                uid(2)
+            ),
+        ];
+        assert_eq!([&all[0], &all[1]], [&want[0], &want[1]]);
+        let unread =
+            format!("v1 Service unread {} InvalidService: cannot be read and is left as it was", uid(3));
+        assert!(all[2].starts_with(&unread), "{all:?}");
+        let shown = |view: &longshore_core::service::view::DataplaneView| view.warnings.join("\n");
+        assert!(
+            shown(&dataplane.view()).contains("Service ns/unread: cannot be read"),
+            "{:?}",
+            dataplane.view()
+        );
+
+        // A new list tells everything again.
+        api.compact();
+        api.break_connections();
+        api.put(SLICE_OF_WEB, slice);
+        put(&api, "unread", 3, good);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(told(&api), all);
+        assert!(!shown(&dataplane.view()).contains("ns/unread"), "{:?}", dataplane.view());
+    }
 }

@@ -136,12 +136,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let clients = settings.join.as_ref().map(Clients::open).transpose()?;
     let dataplane = start(&settings, &facts, &stop).await?;
     let files = Arc::new(ServiceFiles::new(dataplane.clone()));
+    let name = node::context(&settings, &facts, None, Clock::System.now()).name;
     let socket = AdminSocket::bind(&settings.admin.socket, PeerPolicy::default()).await?;
     let reads = reads(&settings, &facts, &dataplane, files.clone());
     let serving = tokio::spawn(admin::serve(socket, reads, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
-        () = feed(&settings, clients, &dataplane, &files) => {
+        () = feed(&settings, clients, &name, &dataplane, &files) => {
             supervisor::notify(&[NotifyState::Ready]);
             supervisor::status("serving Services");
             tracing::info!("ready");
@@ -157,12 +158,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 async fn feed(
     settings: &Settings,
     clients: Option<Clients>,
+    name: &str,
     dataplane: &DataplaneHandle,
     files: &Arc<ServiceFiles>,
 ) {
-    if let Some(clients) = clients {
-        let services =
-            ClusterServices { client: clients.services, dataplane: dataplane.clone(), containers: None };
+    if let Some((clients, join)) = clients.zip(settings.join.as_ref()) {
+        let services = ClusterServices {
+            client: clients.services,
+            dataplane: dataplane.clone(),
+            node: name.to_owned(),
+            event_rate: join.event_rate,
+            clock: Clock::System,
+            containers: None,
+        };
         tokio::spawn(services.run());
         // The task that syncs lives as long as the daemon.
         let _ = dataplane.synced().wait_for(|synced| *synced).await;

@@ -11,6 +11,7 @@ pub mod env;
 pub mod frontends;
 pub mod health;
 mod label_index;
+pub mod problems;
 pub mod select;
 pub mod standalone;
 pub mod table;

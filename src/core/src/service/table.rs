@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backends::{Endpoint, SliceCache};
-use super::eligibility::{self, Eligibility};
+use super::eligibility::{self, Eligibility, MAX_USED};
 use super::frontends::{self, PortSpec, Skipped};
 use super::health::{self, HealthCheck};
 use super::topology::NodeTopology;
 use super::types::{EndpointSlice, Service, ServiceType};
 use super::{Family, PortId};
-use crate::ids::ObjectKey;
+use crate::ids::{ObjectKey, ObjectUid};
 use crate::ruleset::model::ServicePortState;
 
 /// A service port before and after a change; never equal, never both absent.
@@ -34,6 +34,7 @@ pub struct TableChange {
 #[derive(Debug)]
 pub struct ServiceEntry {
     pub kind: ServiceType,
+    pub uid: Option<ObjectUid>,
     pub ports: Vec<Arc<ServicePortState>>,
     pub skipped: Vec<Skipped>,
 }
@@ -60,7 +61,12 @@ impl ServiceTable {
     pub fn upsert_service(&mut self, service: &Service) -> TableChange {
         let found = frontends::frontends(service);
         let ports = found.ports.into_iter().map(|spec| self.decide(spec)).collect();
-        let entry = ServiceEntry { kind: service.spec.kind, ports, skipped: found.skipped };
+        let entry = ServiceEntry {
+            kind: service.spec.kind,
+            uid: service.metadata.uid,
+            ports,
+            skipped: found.skipped,
+        };
         // Where it can, the key is the one the ports hold: one text for all of them.
         let key = entry.ports.first().map_or_else(|| service.key(), |port| port.spec.id.name.service.clone());
         let after = entry.ports.clone();
@@ -112,6 +118,15 @@ impl ServiceTable {
         let endpoints = self.slices.endpoints(&spec.id.name, spec.id.family);
         let decision = eligibility::decide(&endpoints, spec.policies, &self.node);
         (endpoints, decision)
+    }
+
+    /// Ports of a Service with more usable endpoints than get packets, and how many more.
+    pub fn capped(&self, service: &ObjectKey) -> impl Iterator<Item = (&PortId, usize)> {
+        let ports = self.services.get(service).into_iter().flat_map(|entry| &entry.ports);
+        // Only where a list is full some can have been left out: no other candidates are looked at.
+        let full = ports.filter(|state| state.cluster.len().max(state.local.len()) == MAX_USED);
+        let capped = full.map(|state| (&state.spec.id, self.candidates(&state.spec).1.over_limit));
+        capped.filter(|(_, more)| *more > 0)
     }
 
     /// What was left out of a Service's slices, one sentence each.

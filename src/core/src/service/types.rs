@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::ObjectKey;
+use crate::ids::{ObjectKey, ObjectUid};
 use crate::ruleset::Protocol;
 
 /// The API server admits at most this many endpoints in a slice.
@@ -27,6 +27,9 @@ pub struct Metadata {
     /// Empty in a manifest means `default`; `key` says so.
     #[serde(deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
     pub namespace: String,
+    /// What events about the object name. A file gives none.
+    #[serde(deserialize_with = "uid", skip_serializing_if = "Option::is_none")]
+    pub uid: Option<ObjectUid>,
     #[serde(deserialize_with = "nullable")]
     pub labels: Labels,
     #[serde(deserialize_with = "nullable")]
@@ -377,6 +380,11 @@ where
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// One of another form than the API server's own is left out: nothing is decided by it.
+fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ObjectUid>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.as_deref().and_then(ObjectUid::parse))
+}
+
             write!(f, "a list of at most {MAX} items")
         }
 

@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::PortId;
 use super::eligibility::MAX_USED;
-use super::frontends::{FrontendKind, Skipped};
+use super::frontends::FrontendKind;
 use super::table::{ServiceEntry, ServiceTable};
 use super::types::TrafficPolicy;
 use crate::ids::ObjectKey;
@@ -172,9 +173,9 @@ pub fn frontends(table: &ServiceTable, desired: &Desired) -> Vec<FrontendView> {
 }
 
 fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems: Vec<String>) -> ServiceRow {
-    problems.splice(0..0, entry.skipped.iter().map(problem));
+    problems.splice(0..0, entry.skipped.iter().map(ToString::to_string));
     problems.extend(table.skipped(key).take(MAX_SLICE_PROBLEMS).map(str::to_owned));
-    problems.extend(entry.ports.iter().filter_map(|state| over_limit(table, state)));
+    problems.extend(table.capped(key).map(|(port, more)| format!("{}, {more} more do not", capped(port))));
     let specs = || entry.ports.iter().map(|state| &state.spec);
     let unique = |addrs: &mut dyn Iterator<Item = IpAddr>| -> Vec<IpAddr> {
         let mut found: Vec<IpAddr> = Vec::new();
@@ -201,23 +202,9 @@ fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems
     }
 }
 
-fn over_limit(table: &ServiceTable, state: &ServicePortState) -> Option<String> {
-    let (_, decision) = table.candidates(&state.spec);
-    let more = decision.over_limit;
-    let text = || {
-        format!(
-            "{}: only the first {MAX_USED} usable endpoints by address get packets, {more} more do not",
-            state.spec.id
-        )
-    };
-    (more > 0).then(text)
-}
-
-fn problem(skipped: &Skipped) -> String {
-    match skipped.field.as_str() {
-        "" => skipped.reason.clone(),
-        field => format!("{field}: {}", skipped.reason),
-    }
+/// What a port with too many endpoints has to say, without their number, which changes all the time.
+pub(super) fn capped(port: &PortId) -> String {
+    format!("{port}: only the first {MAX_USED} usable endpoints by address get packets")
 }
 
 fn port_row(table: &ServiceTable, state: &ServicePortState) -> PortRow {

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use longshore_core::conntrack::UdpFrontends;
-use longshore_core::ids::ObjectKey as ApiKey;
 use longshore_core::ruleset::Protocol;
 use longshore_core::ruleset::chains;
 use longshore_core::ruleset::desired::{BackEnd, Desired};
@@ -26,6 +25,7 @@ use longshore_core::ruleset::ipvs::{RealServerKey, VirtualServerKey};
 use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 use longshore_core::ruleset::render_ipvs::{self, NodeNetwork};
+use longshore_core::service::problems::{ObjectProblem, Problems};
 use longshore_core::service::table::{ServiceTable, TableChange};
 use longshore_core::service::topology::NodeTopology;
 use longshore_core::service::view::Counters;
@@ -129,7 +129,7 @@ pub struct Engine {
     checks: CheckedServices,
     retirement: Retirement,
     trust: Trust,
-    skipped: BTreeMap<ApiKey, Vec<String>>,
+    problems: Problems,
     warnings: Vec<String>,
     counters: Counters,
 }
@@ -162,7 +162,7 @@ impl Engine {
             checks: CheckedServices::default(),
             retirement: Retirement::default(),
             trust: Trust::default(),
-            skipped: BTreeMap::new(),
+            problems: Problems::default(),
             warnings: Vec::new(),
             counters: Counters::default(),
             config,
@@ -205,22 +205,24 @@ impl Engine {
                 let change = self.table.upsert_service(&service);
                 self.follow(change);
                 self.checks.service(&service.key(), &self.table);
+                self.problems.service(&self.table, &service.key());
             }
             Change::ServiceGone(key) => {
                 let change = self.table.remove_service(&key);
                 self.follow(change);
                 self.checks.service(&key, &self.table);
+                self.problems.service(&self.table, &key);
             }
             Change::Slice(slice) => {
                 self.checks.slice(slice.service().as_ref());
                 let mut change = self.table.upsert_slice(&slice);
-                self.note_skipped(slice.key(), std::mem::take(&mut change.skipped));
+                self.problems.slice(&self.table, &slice, std::mem::take(&mut change.skipped));
                 self.follow(change);
             }
             Change::SliceGone(key) => {
                 self.checks.slice(None);
                 let change = self.table.remove_slice(&key);
-                self.skipped.remove(&key);
+                self.problems.slice_gone(&key);
                 self.follow(change);
             }
             Change::Zone(zone) => {
@@ -257,13 +259,9 @@ impl Engine {
         self.soil_idle();
     }
 
-    fn note_skipped(&mut self, slice: ApiKey, skipped: Vec<String>) {
-        if skipped.is_empty() {
-            self.skipped.remove(&slice);
-        } else {
-            skipped.iter().for_each(|text| tracing::warn!("{text}"));
-            self.skipped.insert(slice, skipped);
-        }
+    /// Problems of objects that were not told yet.
+    pub fn take_problems(&mut self) -> Vec<ObjectProblem> {
+        self.problems.take_news()
     }
 
     fn follow(&mut self, change: TableChange) {

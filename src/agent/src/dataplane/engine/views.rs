@@ -73,7 +73,7 @@ impl Engine {
             draining: self.applied.draining().len(),
             failures: failures.collect(),
             clashes: clashes.iter().map(clash).collect(),
-            skipped: self.skipped.values().flatten().take(MAX_SKIPPED_SHOWN).cloned().collect(),
+            skipped: self.problems.sentences().take(MAX_SKIPPED_SHOWN).collect(),
             warnings: self.warnings.iter().cloned().chain(self.waiting_for_connections()).collect(),
             counters: self.counters,
         }
