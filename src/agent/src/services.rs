@@ -348,7 +348,16 @@ mod tests {
         assert_eq!(files.objects(ObjectKind::Service), std::slice::from_ref(&key));
         assert_eq!(files.object(ObjectKind::Service, &key).unwrap()["spec"]["clusterIP"], "10.96.0.1");
         files.take(Change::Service(key.clone(), None));
-        assert_eq!(files.objects(ObjectKind::Service), []);
+        let rival = ObjectKey::new("ns", "zoo");
+        files.take(Change::Service(
+            rival.clone(),
+            Some(read(json!({"metadata": {"name": "zoo", "namespace": "ns"},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 81}]}}))),
+        ));
+        let problems = async || handle.list().await.unwrap().pop().unwrap().problems.join("\n");
+        let rows = async || while !problems().await.contains("10.96.0.1 is taken by Service ns/web") {};
+        tokio::time::timeout(Duration::from_secs(10), rows()).await.expect("svc list says who has it");
+        assert_eq!(files.objects(ObjectKind::Service), [rival]);
         stop.cancel();
         task.await.unwrap();
     }

@@ -28,6 +28,7 @@ pub(super) struct Inbox {
 struct Pending {
     slices: BTreeMap<ObjectKey, Option<Box<EndpointSlice>>>,
     services: BTreeMap<ObjectKey, Option<Box<Service>>>,
+    lacking: BTreeMap<ObjectKey, Vec<String>>,
     zone: Option<Option<String>>,
     pod_networks: Option<Vec<Cidr>>,
     host_addresses: bool,
@@ -51,7 +52,7 @@ impl Inbox {
             Change::Service(_) | Change::ServiceGone(_) => self.metrics.service_queued(self.clock.now()),
             Change::Slice(_) | Change::SliceGone(_) => self.metrics.endpoints_queued(self.clock.now()),
             Change::SourcesSynced => self.complete.store(true, Ordering::Relaxed),
-            Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses => {}
+            Change::Lacking(..) | Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses => {}
         }
         if self.complete.load(Ordering::Relaxed) {
             self.health.queue();
@@ -63,6 +64,7 @@ impl Inbox {
                 Change::ServiceGone(key) => drop(pending.services.insert(key, None)),
                 Change::Slice(slice) => drop(pending.slices.insert(slice.key(), Some(slice))),
                 Change::SliceGone(key) => drop(pending.slices.insert(key, None)),
+                Change::Lacking(key, lacking) => drop(pending.lacking.insert(key, lacking)),
                 Change::Zone(zone) => pending.zone = Some(zone),
                 Change::PodNetworks(networks) => pending.pod_networks = Some(networks),
                 Change::HostAddresses => pending.host_addresses = true,
@@ -81,7 +83,8 @@ impl Inbox {
     /// endpoints at once, and last that the sources are complete.
     pub(super) fn take(&self) -> Vec<Change> {
         let pending = std::mem::take(&mut *self.lock());
-        let mut changes = Vec::with_capacity(pending.slices.len() + pending.services.len() + 4);
+        let mut changes =
+            Vec::with_capacity(pending.slices.len() + pending.services.len() + pending.lacking.len() + 4);
         changes.extend(pending.zone.map(Change::Zone));
         changes.extend(pending.pod_networks.map(Change::PodNetworks));
         for (key, slice) in pending.slices {
@@ -90,6 +93,7 @@ impl Inbox {
         for (key, service) in pending.services {
             changes.push(service.map_or(Change::ServiceGone(key), Change::Service));
         }
+        changes.extend(pending.lacking.into_iter().map(|(key, lacking)| Change::Lacking(key, lacking)));
         changes.extend(pending.host_addresses.then_some(Change::HostAddresses));
         changes.extend(pending.sources_synced.then_some(Change::SourcesSynced));
         changes

@@ -234,6 +234,8 @@ pub enum Change {
     ServiceGone(ObjectKey),
     Slice(Box<EndpointSlice>),
     SliceGone(ObjectKey),
+    /// What a Service of a file asked for and did not get, one sentence each.
+    Lacking(ObjectKey, Vec<String>),
     /// The node's zone label.
     Zone(Option<String>),
     /// The node's own pod networks, as its Node object has them: `detectLocalMode: NodeCIDR`.
@@ -252,6 +254,7 @@ impl From<Output> for Change {
             Output::ServiceGone(key) => Change::ServiceGone(key),
             Output::Slice(slice) => Change::Slice(slice),
             Output::SliceGone(key) => Change::SliceGone(key),
+            Output::Lacking(key, lacking) => Change::Lacking(key, lacking),
         }
     }
 }

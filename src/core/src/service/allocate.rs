@@ -56,17 +56,15 @@ pub struct Conflict {
     pub holder: Option<ObjectKey>,
 }
 
+/// Said of `service`, which is not named.
 impl std::fmt::Display for Conflict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.holder {
-            Some(holder) => write!(
-                f,
-                "Service {}: {} is taken by Service {holder}; give one of them another or leave it empty",
-                self.service, self.what
-            ),
-            None => {
-                write!(f, "Service {}: no {} is left in its range; widen the range", self.service, self.what)
+            Some(holder) => {
+                let mend = "give one of them another or leave it empty";
+                write!(f, "{} is taken by Service {holder}; {mend}", self.what)
             }
+            None => write!(f, "no {} is left in its range", self.what),
         }
     }
 }
@@ -466,8 +464,8 @@ mod tests {
             }
         );
         let texts: Vec<String> = result.conflicts.iter().map(ToString::to_string).collect();
-        assert!(texts[0].contains("ns/b: clusterIP 10.96.0.10 is taken by Service ns/a"), "{texts:?}");
-        assert!(texts[1].contains("ns/b: nodePort 30080/tcp is taken by Service ns/a"), "{texts:?}");
+        assert!(texts[0].contains("clusterIP 10.96.0.10 is taken by Service ns/a"), "{texts:?}");
+        assert!(texts[1].contains("nodePort 30080/tcp is taken by Service ns/a"), "{texts:?}");
         assert_eq!(conflicting(&result).len(), 1);
     }
 

@@ -87,6 +87,7 @@ impl Problems {
         };
         let invalid = entry.skipped.iter().filter(|skipped| !skipped.by_design).map(ToString::to_string);
         let capped = table.capped(key).map(|(port, _)| view::capped(port));
+        let invalid = invalid.chain(table.lacking(key).iter().cloned());
         let now = [(INVALID_SERVICE, invalid.collect()), (TOO_MANY_ENDPOINTS, capped.collect())];
         self.set(SERVICE, (key, entry.uid), now);
     }

@@ -13,6 +13,7 @@ use super::types::{
     ServicePort, ServiceType, SliceEndpoint, SlicePort, TargetPort, TargetRef,
 };
 use crate::ids::PodKey;
+use crate::ruleset::Protocol;
 
 /// What selection needs to know of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +93,7 @@ fn container_ports(container: &Container) -> impl Iterator<Item = NamedPort> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     pub slices: Vec<EndpointSlice>,
-    /// `pod ns/a has no port named "web"`.
+    /// `pod ns/a has no tcp port named "web", which port 80 is to lead to`.
     pub notes: Vec<String>,
 }
 
@@ -153,26 +154,26 @@ fn resolve(service: &Service, pod: &BackendPod, notes: &mut Vec<String>) -> Vec<
     let mut ports = Vec::new();
     for port in &service.spec.ports {
         match target(port, pod) {
-            Some(number) => ports.push((port.name.clone(), port.protocol, number)),
-            None => notes.push(format!(
-                "Service {}: pod {} has no {:?} port for targetPort {:?}",
-                service.key(),
+            Ok(number) => ports.push((port.name.clone(), port.protocol, number)),
+            Err(name) => notes.push(format!(
+                "pod {} has no {} port named {name:?}, which port {} is to lead to",
                 pod.key,
-                port.protocol,
-                port.target_port
+                Protocol::from(port.protocol),
+                port.port
             )),
         }
     }
     ports
 }
 
-fn target(port: &ServicePort, pod: &BackendPod) -> Option<i32> {
+/// The number, or the name that no port of the pod has.
+fn target<'a>(port: &'a ServicePort, pod: &BackendPod) -> Result<i32, &'a str> {
     match &port.target_port {
-        None | Some(TargetPort::Number(0)) => Some(port.port),
-        Some(TargetPort::Number(number)) => Some(*number),
+        None | Some(TargetPort::Number(0)) => Ok(port.port),
+        Some(TargetPort::Number(number)) => Ok(*number),
         Some(TargetPort::Name(name)) => {
             let matches = |named: &&NamedPort| named.name == *name && named.protocol == port.protocol;
-            pod.ports.iter().find(matches).map(|named| named.number)
+            pod.ports.iter().find(matches).map(|named| named.number).ok_or(name)
         }
     }
 }

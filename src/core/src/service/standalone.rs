@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::allocate::{self, Allocator, Conflict, Pools};
+use super::allocate::{self, Allocator, Pools};
 use super::label_index::LabelIndex;
 use super::select::{BackendPod, select_endpoints};
 use super::types::{EndpointSlice, Service};
@@ -17,6 +17,9 @@ pub enum Output {
     ServiceGone(ObjectKey),
     Slice(Box<EndpointSlice>),
     SliceGone(ObjectKey),
+    /// What a Service asked for and did not get, one sentence each: addresses and ports that are another's,
+    /// target ports that pods do not have.
+    Lacking(ObjectKey, Vec<String>),
 }
 
 #[derive(Debug)]
@@ -30,7 +33,8 @@ pub struct Standalone {
     /// As given to the dataplane.
     served: BTreeMap<ObjectKey, Service>,
     selected: BTreeMap<ObjectKey, BTreeMap<ObjectKey, EndpointSlice>>,
-    notes: BTreeMap<ObjectKey, Vec<String>>,
+    /// Of those that have some, as told.
+    lacking: BTreeMap<ObjectKey, Vec<String>>,
     looks: u64,
 }
 
@@ -43,7 +47,7 @@ impl Standalone {
             labels: LabelIndex::default(),
             served: BTreeMap::new(),
             selected: BTreeMap::new(),
-            notes: BTreeMap::new(),
+            lacking: BTreeMap::new(),
             looks: 0,
         }
     }
@@ -63,7 +67,7 @@ impl Standalone {
         }
         self.forget_selector(key);
         self.served.remove(key);
-        self.notes.remove(key);
+        self.lacking.remove(key);
         let slices = self.selected.remove(key).unwrap_or_default();
         let mut out: Vec<Output> = slices.into_keys().map(Output::SliceGone).collect();
         out.push(Output::ServiceGone(key.clone()));
@@ -96,19 +100,9 @@ impl Standalone {
         self.reselect(touched)
     }
 
-    /// The Services with their addresses, for the environment of pods and for `svc list`.
+    /// The Services with their addresses, for the environment of pods.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.served.values()
-    }
-
-    /// Addresses and ports two Services wanted.
-    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
-        self.allocator.conflicts()
-    }
-
-    /// Target ports that pods do not have, one sentence each.
-    pub fn notes(&self) -> impl Iterator<Item = &str> {
-        self.notes.values().flatten().map(String::as_str)
     }
 
     /// How many Services and pods were looked at so far, for tests of growth.
@@ -173,9 +167,19 @@ impl Standalone {
             let gone = before.into_keys().filter(|name| !after.contains_key(name));
             out.extend(gone.map(Output::SliceGone));
             self.selected.insert(key.clone(), after);
-            self.notes.insert(key, selection.notes);
+            out.extend(self.newly_lacking(key, selection.notes));
         }
         out
+    }
+
+    fn newly_lacking(&mut self, key: ObjectKey, selection: Vec<String>) -> Option<Output> {
+        let mut now: Vec<String> = self.allocator.conflicts_of(&key).map(ToString::to_string).collect();
+        now.extend(selection);
+        let told = match now.is_empty() {
+            true => self.lacking.remove(&key),
+            false => self.lacking.insert(key.clone(), now.clone()),
+        };
+        (told.unwrap_or_default() != now).then_some(Output::Lacking(key, now))
     }
 }
 
@@ -213,6 +217,7 @@ mod tests {
                 Output::ServiceGone(key) => format!("service {} gone", key.name),
                 Output::Slice(slice) => format!("slice {} {}", slice.metadata.name, slice.endpoints.len()),
                 Output::SliceGone(key) => format!("slice {} gone", key.name),
+                Output::Lacking(key, lacking) => format!("{}: {}", key.name, lacking.join("; ")),
             })
             .collect()
     }
@@ -247,7 +252,7 @@ mod tests {
             shown(&node.remove_service(&ObjectKey::new("ns", "web"))),
             ["slice web-selected-ipv4-0 gone", "service web gone"]
         );
-        assert!(node.selected.is_empty() && node.notes.is_empty());
+        assert!(node.selected.is_empty() && node.lacking.is_empty());
         node.remove_pod(&PodKey::new("ns", "a"));
         node.remove_pod(&PodKey::new("ns", "b"));
         assert!(node.selectors.is_empty() && node.labels.is_empty());
@@ -276,15 +281,26 @@ mod tests {
     }
 
     #[test]
-    fn a_clash_is_kept_until_one_of_them_goes() {
+    fn a_clash_is_told_until_one_of_them_goes() {
         let mut node = standalone();
         let spec = json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80}]});
         node.upsert_service(service("a", spec.clone()));
-        node.upsert_service(service("b", spec));
-        assert_eq!(node.conflicts().count(), 1);
+        let taken =
+            "b: clusterIP 10.96.0.10 is taken by Service ns/a; give one of them another or leave it empty";
+        assert_eq!(shown(&node.upsert_service(service("b", spec.clone()))), ["service b", taken]);
+        assert_eq!(shown(&node.upsert_service(service("b", spec))), [] as [&str; 0], "told already");
         let out = node.remove_service(&ObjectKey::new("ns", "a"));
-        assert_eq!(shown(&out), ["service a gone", "service b"]);
-        assert_eq!(node.conflicts().count(), 0);
+        assert_eq!(shown(&out), ["service a gone", "service b", "b: "]);
         assert_eq!(node.services().next().unwrap().spec.cluster_ip, "10.96.0.10");
+    }
+
+    #[test]
+    fn a_target_port_that_a_pod_lacks_is_told_while_it_is_there() {
+        let mut node = standalone();
+        let ports = json!([{"name": "web", "port": 80, "targetPort": "https"}]);
+        node.upsert_service(service("web", json!({"selector": {"app": "web"}, "ports": ports})));
+        let lacks = "web: pod ns/a has no tcp port named \"https\", which port 80 is to lead to";
+        assert_eq!(shown(&node.upsert_pod(pod("a", "web", true))), [lacks]);
+        assert_eq!(shown(&node.remove_pod(&PodKey::new("ns", "a"))), ["web: "]);
     }
 }

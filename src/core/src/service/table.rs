@@ -43,6 +43,8 @@ pub struct ServiceEntry {
 pub struct ServiceTable {
     node: NodeTopology,
     services: BTreeMap<ObjectKey, ServiceEntry>,
+    /// What Services of files asked for and did not get; of those that lack something.
+    lacking: BTreeMap<ObjectKey, Vec<String>>,
     slices: SliceCache,
     decisions: u64,
 }
@@ -50,7 +52,7 @@ pub struct ServiceTable {
 impl ServiceTable {
     pub fn new(node: NodeTopology) -> Self {
         let slices = SliceCache::new(node.name.clone());
-        ServiceTable { node, services: BTreeMap::new(), slices, decisions: 0 }
+        ServiceTable { node, services: BTreeMap::new(), lacking: BTreeMap::new(), slices, decisions: 0 }
     }
 
     pub fn node(&self) -> &NodeTopology {
@@ -76,7 +78,22 @@ impl ServiceTable {
 
     pub fn remove_service(&mut self, key: &ObjectKey) -> TableChange {
         let before = self.services.remove(key).map(|old| old.ports).unwrap_or_default();
+        self.lacking.remove(key);
         TableChange { ports: compare(before, Vec::new()), skipped: Vec::new() }
+    }
+
+    /// Take what a Service asked for and did not get, where its addresses are given on the node itself.
+    pub fn set_lacking(&mut self, key: ObjectKey, lacking: Vec<String>) {
+        if lacking.is_empty() || !self.services.contains_key(&key) {
+            self.lacking.remove(&key);
+        } else {
+            self.lacking.insert(key, lacking);
+        }
+    }
+
+    /// What a Service of a file did not get, one sentence each.
+    pub fn lacking(&self, service: &ObjectKey) -> &[String] {
+        self.lacking.get(service).map_or(&[], Vec::as_slice)
     }
 
     /// Take an EndpointSlice as it is now.

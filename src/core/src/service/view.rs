@@ -18,7 +18,7 @@ use crate::ruleset::model::ServicePortState;
 use crate::ruleset::object::Claim;
 use crate::ruleset::render_ipvs;
 
-/// Sentences about slices in one row.
+/// Sentences about slices or about pods in one row.
 const MAX_SLICE_PROBLEMS: usize = 20;
 
 /// One Service: a row of `svc list`.
@@ -174,6 +174,7 @@ pub fn frontends(table: &ServiceTable, desired: &Desired) -> Vec<FrontendView> {
 
 fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems: Vec<String>) -> ServiceRow {
     problems.splice(0..0, entry.skipped.iter().map(ToString::to_string));
+    problems.extend(table.lacking(key).iter().take(MAX_SLICE_PROBLEMS).cloned());
     problems.extend(table.skipped(key).take(MAX_SLICE_PROBLEMS).map(str::to_owned));
     problems.extend(table.capped(key).map(|(port, more)| format!("{}, {more} more do not", capped(port))));
     let specs = || entry.ports.iter().map(|state| &state.spec);
@@ -246,10 +247,12 @@ mod tests {
         let clash = json!({"clusterIP": "10.96.0.2", "externalIPs": ["198.51.100.1"], "ports": [{"name": "p", "port": 80}]});
         world.service("zoo", clash, &[]);
         world.service("head", json!({"clusterIP": "None", "ports": [{"port": 80}]}), &[]);
+        world.table.set_lacking(ObjectKey::new("ns", "head"), vec!["no nodePort/tcp is left".to_owned()]);
         let rows = rows(&world.table, &world.desired);
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         assert_eq!(names, ["head", "web", "zoo"]);
         assert!(rows[0].problems[0].contains("headless"), "{:?}", rows[0].problems);
+        assert_eq!(rows[0].problems[1], "no nodePort/tcp is left");
         let web = &rows[1];
         assert_eq!(web.problems, ["spec.ports[1].port: 0 is outside 1..=65535"]);
         assert_eq!((web.kind.as_str(), web.affinity, web.external_ips.len()), ("NodePort", Some(10_800), 1));

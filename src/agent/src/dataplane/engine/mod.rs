@@ -225,6 +225,10 @@ impl Engine {
                 self.problems.slice_gone(&key);
                 self.follow(change);
             }
+            Change::Lacking(key, lacking) => {
+                self.table.set_lacking(key.clone(), lacking);
+                self.problems.service(&self.table, &key);
+            }
             Change::Zone(zone) => {
                 let change = self.table.set_zone(zone.map(Into::into));
                 self.follow(change);

@@ -66,15 +66,17 @@ impl Allocator {
         self.given.get(key)
     }
 
-    /// In the order `assign` has them: what is named twice, then what is used up.
-    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
-        let named = self.conflicts.values().flatten().filter(|conflict| conflict.holder.is_some());
-        named.chain(self.conflicts.values().flatten().filter(|conflict| conflict.holder.is_none()))
+    /// What one Service went without.
+    pub fn conflicts_of(&self, service: &ObjectKey) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.get(service).into_iter().flatten()
     }
 
     /// Everything at once, as `assign` returns it.
     pub fn assignment(&self) -> Assignment {
-        Assignment { services: self.given.clone(), conflicts: self.conflicts().cloned().collect() }
+        // In the order `assign` has them: what is named twice, then what is used up.
+        let named = self.conflicts.values().flatten().filter(|conflict| conflict.holder.is_some());
+        let used_up = self.conflicts.values().flatten().filter(|conflict| conflict.holder.is_none());
+        Assignment { services: self.given.clone(), conflicts: named.chain(used_up).cloned().collect() }
     }
 
     /// How many Services were looked at so far, for tests of growth.
