@@ -54,8 +54,8 @@ pub enum Piece<T> {
     Begins,
     /// Added, changed, or in the list.
     Set(ObjectKey, T),
-    /// Deleted, with its last state.
-    Gone(ObjectKey, T),
+    /// Deleted, with its last state where that can be read.
+    Gone(ObjectKey, Option<T>),
     /// The list is whole: what is not among these is gone. Unreadable objects are among them.
     Listed(HashSet<ObjectKey>),
     /// An object that cannot be read; it is skipped.
@@ -82,7 +82,13 @@ impl<T> Whole<T> {
             (Piece::Gone(key, _), Some(list)) => list.retain(|(known, _)| *known != key),
             (Piece::Listed(_), list) => return list.take().map(|list| News::All(newest(list))),
             (Piece::Set(key, object), None) => return Some(News::Set(key, object)),
-            (Piece::Gone(key, object), None) => return Some(News::Gone(key, object)),
+            (Piece::Gone(key, Some(object)), None) => return Some(News::Gone(key, object)),
+            (Piece::Gone(key, None), None) => {
+                return Some(News::Unreadable(
+                    key,
+                    "it is deleted, and its last state cannot be read".into(),
+                ));
+            }
             (Piece::Unreadable(object), _) => {
                 return Some(News::Unreadable(object.key, object.problem));
             }
@@ -415,6 +421,13 @@ impl<T: DeserializeOwned> Decoder<T> {
             "ADDED" | "MODIFIED" | "DELETED" => {
                 let (head, object) = match read_object::<T>(event.object) {
                     Ok(read) => read,
+                    Err(object) if event.kind == "DELETED" => {
+                        if let Some(all) = &mut self.initial {
+                            all.remove(&object.key);
+                        }
+                        sink(Piece::Gone(object.key, None));
+                        return Ok(None);
+                    }
                     Err(object) => {
                         if let Some(all) = &mut self.initial {
                             all.insert(object.key.clone());
@@ -440,7 +453,7 @@ impl<T: DeserializeOwned> Decoder<T> {
                     Some(all) => drop(all.insert(key.clone())),
                     None => {}
                 }
-                sink(if gone { Piece::Gone(key, object) } else { Piece::Set(key, object) });
+                sink(if gone { Piece::Gone(key, Some(object)) } else { Piece::Set(key, object) });
             }
             // Kinds of events to come say nothing we know how to use.
             _ => {}
@@ -533,24 +546,31 @@ mod tests {
             &[
                 ("ADDED", object("a", "1", 1)),
                 ("ADDED", object("b", "2", 2)),
-                ("ADDED", bad),
+                ("ADDED", bad.clone()),
                 ("DELETED", object("b", "3", 2)),
                 end("9"),
+                ("DELETED", bad),
             ],
         );
-        let [Piece::Set(a, _), Piece::Set(..), Piece::Unreadable(..), Piece::Gone(b, _), Piece::Listed(all)] =
-            told.as_slice()
+        let [
+            Piece::Set(a, _),
+            Piece::Set(..),
+            Piece::Unreadable(..),
+            Piece::Gone(b, Some(_)),
+            Piece::Listed(all),
+            Piece::Gone(c, None),
+        ] = told.as_slice()
         else {
             panic!("{told:?}");
         };
-        assert_eq!((a, b), (&key("a"), &key("b")));
+        assert_eq!((a, b, c), (&key("a"), &key("b"), &key("bad")));
         assert_eq!(*all, HashSet::from([key("a"), key("bad")]), "what cannot be read is there");
     }
 
     #[test]
     fn a_list_that_broke_off_is_forgotten_and_of_an_object_told_twice_the_last_counts() {
         let set = |name: &str, n| Piece::Set(key(name), Thing { n });
-        let gone = |name: &str| Piece::Gone(key(name), Thing { n: 0 });
+        let gone = |name: &str| Piece::Gone(key(name), Some(Thing { n: 0 }));
         let listed = || Piece::Listed(HashSet::new());
         let told = vec![
             Piece::Begins,
@@ -615,7 +635,7 @@ mod tests {
             ],
         );
         let set = |n| Piece::Set(key("a"), Thing { n });
-        assert_eq!(told, [set(10), Piece::Gone(key("b"), Thing { n: 1 }), set(12)]);
+        assert_eq!(told, [set(10), Piece::Gone(key("b"), Some(Thing { n: 1 })), set(12)]);
         assert_eq!(decoder.version.as_deref(), Some("12"));
         // A server whose versions are no numbers is believed as it is.
         let told =

@@ -45,7 +45,7 @@ impl Known {
         match piece {
             Piece::Begins => {}
             Piece::Set(key, thing) => self.take(News::Set(key, thing)),
-            Piece::Gone(key, thing) => self.take(News::Gone(key, thing)),
+            Piece::Gone(key, thing) => self.take(News::Gone(key, thing.expect("it can be read"))),
             Piece::Listed(all) => {
                 *self.lists.lock().unwrap() += 1;
                 let names: HashSet<&str> = all.iter().map(|key| &*key.name).collect();

@@ -118,18 +118,19 @@ impl ClusterServices {
         match piece {
             Piece::Begins => {}
             Piece::Listed(now) => {
+                self.forget_unlisted(state, SERVICE, &now);
                 for key in state.services.difference(&now) {
                     self.set_service(key, None);
                 }
                 state.services = now;
             }
             Piece::Set(key, service) => {
-                self.now_readable(state, SERVICE, &key);
+                self.forget_unreadable(state, SERVICE, &key);
                 self.set_service(&key, Some(service));
                 state.services.insert(key);
             }
             Piece::Gone(key, _) => {
-                self.now_readable(state, SERVICE, &key);
+                self.forget_unreadable(state, SERVICE, &key);
                 self.set_service(&key, None);
                 state.services.remove(&key);
             }
@@ -151,18 +152,19 @@ impl ClusterServices {
         match piece {
             Piece::Begins => {}
             Piece::Listed(now) => {
+                self.forget_unlisted(state, SLICE, &now);
                 for key in state.slices.difference(&now) {
                     self.dataplane.tell(Change::SliceGone(key.clone()));
                 }
                 state.slices = now;
             }
             Piece::Set(key, slice) => {
-                self.now_readable(state, SLICE, &key);
+                self.forget_unreadable(state, SLICE, &key);
                 self.dataplane.tell(Change::Slice(Box::new(slice)));
                 state.slices.insert(key);
             }
             Piece::Gone(key, _) => {
-                self.now_readable(state, SLICE, &key);
+                self.forget_unreadable(state, SLICE, &key);
                 self.dataplane.tell(Change::SliceGone(key.clone()));
                 state.slices.remove(&key);
             }
@@ -180,21 +182,24 @@ impl ClusterServices {
         let Unreadable { key, uid, problem } = object;
         tracing::error!(object = %key, problem, "a {kind} of the API server cannot be read and is left alone");
         let sentence = format!("cannot be read and is left as it was: {problem}");
-        let about = format!("{kind} {key}");
-        self.dataplane.note(&about, Some(format!("{about}: {sentence}")));
+        self.dataplane.note(&about(kind, key), Some(format!("{}: {sentence}", about(kind, key))));
         let problem = ObjectProblem::new(kind, (key, *uid), reason, &[sentence]);
         state.events.tell((problem, self.clock.now()).into());
-        state.unreadable.insert(about);
+        state.unreadable.insert((kind, key.clone()));
     }
 
-    fn now_readable(&self, state: &mut State, kind: &str, key: &ObjectKey) {
-        if state.unreadable.is_empty() {
-            return;
+    /// One that can be read now, or is gone.
+    fn forget_unreadable(&self, state: &mut State, kind: &'static str, key: &ObjectKey) {
+        if !state.unreadable.is_empty() && state.unreadable.remove(&(kind, key.clone())) {
+            self.dataplane.note(&about(kind, key), None);
         }
-        let about = format!("{kind} {key}");
-        if state.unreadable.remove(&about) {
-            self.dataplane.note(&about, None);
-        }
+    }
+
+    /// Those of a kind that are not among these.
+    fn forget_unlisted(&self, state: &mut State, kind: &'static str, now: &HashSet<ObjectKey>) {
+        let is_gone = |(of, key): &&(&'static str, ObjectKey)| *of == kind && !now.contains(key);
+        let gone: Vec<_> = state.unreadable.iter().filter(is_gone).cloned().collect();
+        gone.iter().for_each(|(kind, key)| self.forget_unreadable(state, kind, key));
     }
 
     fn tell_env(&self) {
@@ -210,8 +215,8 @@ struct State {
     slices: HashSet<ObjectKey>,
     services_told: bool,
     slices_told: bool,
-    /// Kinds and names of objects that could not be read.
-    unreadable: HashSet<String>,
+    /// What could not be read, by kind.
+    unreadable: HashSet<(&'static str, ObjectKey)>,
     events: Events,
 }
 
@@ -226,6 +231,10 @@ impl State {
             events,
         }
     }
+}
+
+fn about(kind: &str, key: &ObjectKey) -> String {
+    format!("{kind} {key}")
 }
 
 async fn tell_problems(mut problems: broadcast::Receiver<ObjectProblem>, events: &Events, clock: Clock) {
@@ -353,9 +362,24 @@ mod tests {
         api.compact();
         api.break_connections();
         api.put(SLICE_OF_WEB, slice);
-        put(&api, "unread", 3, good);
+        put(&api, "unread", 3, good.clone());
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!(told(&api), all);
         assert!(!shown(&dataplane.view()).contains("ns/unread"), "{:?}", dataplane.view());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn what_became_unreadable_is_served_as_it_was_until_it_is_deleted() {
+        let api = FakeApi::default();
+        put(&api, "web", 1, json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+        let dataplane = follow(&api);
+        dataplane.synced().wait_for(|synced| *synced).await.unwrap();
+        put(&api, "web", 1, json!({"clusterIP": "10.96.0.1", "ports": "none"}));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(dataplane.list().await.unwrap().len(), 1);
+        assert!(dataplane.view().warnings.iter().any(|text| text.contains("ns/web")));
+        api.remove(&format!("{SERVICES}web"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(dataplane.list().await.unwrap(), []);
+        assert!(!dataplane.view().warnings.iter().any(|text| text.contains("ns/web")));
     }
 }
