@@ -11,7 +11,7 @@ use longshore_core::pod::lifecycle::Lifecycle;
 use longshore_core::service::allocate::Pools;
 use longshore_core::service::select::BackendPod;
 use longshore_core::service::standalone::{Output, Standalone};
-use longshore_core::service::types::{EndpointSlice, Service};
+use longshore_core::service::types::Service;
 use longshore_core::service::{cidr::Cidr, env};
 use longshore_core::wire::{ObjectKind, PodView, SourceProblem};
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use crate::dataplane::{Change as ToDataplane, DataplaneHandle};
 use crate::node::Node;
 use crate::pods::PodsView;
 use crate::reads::SourceReads;
-use crate::sources::{Change, Manifests};
+use crate::sources::{Change, KeptSlice, Manifests};
 
 /// Where addresses come from, the API server's defaults.
 const SERVICE_CIDR: &str = "10.96.0.0/12";
@@ -117,10 +117,10 @@ impl StandaloneServices {
     /// Whether a Service changed.
     fn take(&self, state: &mut Standalone, change: Change) -> bool {
         let outputs = match change {
-            Change::Service(_, Some(service)) => state.upsert_service(Arc::unwrap_or_clone(service)),
+            Change::Service(_, Some(service)) => state.upsert_service(service),
             Change::Service(key, None) => state.remove_service(&key),
             Change::EndpointSlice(_, Some(slice)) => {
-                self.dataplane.tell(ToDataplane::Slice(Box::new(Arc::unwrap_or_clone(slice))));
+                self.dataplane.tell(ToDataplane::Slice(Box::new(slice.read())));
                 return false;
             }
             Change::EndpointSlice(key, None) => {
@@ -195,7 +195,7 @@ pub struct ServiceFiles {
 struct FileState {
     standalone: Standalone,
     services: BTreeMap<ObjectKey, Arc<Service>>,
-    slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
+    slices: BTreeMap<ObjectKey, KeptSlice>,
 }
 
 impl std::fmt::Debug for ServiceFiles {
@@ -226,15 +226,16 @@ impl ServiceFiles {
         let outputs = match change {
             Change::Service(key, Some(service)) => {
                 state.services.insert(key, service.clone());
-                state.standalone.upsert_service(Arc::unwrap_or_clone(service))
+                state.standalone.upsert_service(service)
             }
             Change::Service(key, None) => {
                 state.services.remove(&key);
                 state.standalone.remove_service(&key)
             }
             Change::EndpointSlice(key, Some(slice)) => {
-                state.slices.insert(key, slice.clone());
-                vec![Output::Slice(Box::new(Arc::unwrap_or_clone(slice)))]
+                let told = Output::Slice(Box::new(slice.read()));
+                state.slices.insert(key, slice);
+                vec![told]
             }
             Change::EndpointSlice(key, None) => {
                 state.slices.remove(&key);
@@ -277,7 +278,7 @@ impl SourceReads for ServiceFiles {
         let state = self.state();
         match kind {
             ObjectKind::Service => serde_json::to_value(&**state.services.get(key)?).ok(),
-            ObjectKind::EndpointSlice => serde_json::to_value(&**state.slices.get(key)?).ok(),
+            ObjectKind::EndpointSlice => serde_json::to_value(state.slices.get(key)?.read()).ok(),
             ObjectKind::ConfigMap | ObjectKind::Secret => None,
         }
     }
@@ -330,9 +331,9 @@ mod tests {
         ));
         files.take(Change::EndpointSlice(
             ObjectKey::new("ns", "web-1"),
-            Some(read(json!({"metadata": {"name": "web-1", "namespace": "ns",
+            Some(KeptSlice::new(&read(json!({"metadata": {"name": "web-1", "namespace": "ns",
                     "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
-                "endpoints": [{"addresses": ["10.244.1.1"]}], "ports": [{"port": 8080}]}))),
+                "endpoints": [{"addresses": ["10.244.1.1"]}], "ports": [{"port": 8080}]})))),
         ));
         files.synced();
         handle.synced().wait_for(|done| *done).await.unwrap();
@@ -347,7 +348,6 @@ mod tests {
         assert_eq!(to[0].to.to_string(), "10.244.1.1:8080");
         assert_eq!(files.objects(ObjectKind::Service), std::slice::from_ref(&key));
         assert_eq!(files.object(ObjectKind::Service, &key).unwrap()["spec"]["clusterIP"], "10.96.0.1");
-        files.take(Change::Service(key.clone(), None));
         let rival = ObjectKey::new("ns", "zoo");
         files.take(Change::Service(
             rival.clone(),
@@ -357,6 +357,7 @@ mod tests {
         let problems = async || handle.list().await.unwrap().pop().unwrap().problems.join("\n");
         let rows = async || while !problems().await.contains("10.96.0.1 is taken by Service ns/web") {};
         tokio::time::timeout(Duration::from_secs(10), rows()).await.expect("svc list says who has it");
+        files.take(Change::Service(key.clone(), None));
         assert_eq!(files.objects(ObjectKind::Service), [rival]);
         stop.cancel();
         task.await.unwrap();

@@ -15,7 +15,7 @@ use longshore_core::ids::ObjectKey;
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::observed::ObservedPod;
 use longshore_core::service::env;
-use longshore_core::service::types::{EndpointSlice, Service};
+use longshore_core::service::types::Service;
 use longshore_core::wire::{ObjectKind, SourceProblem};
 use serde::Serialize;
 use tokio::sync::mpsc::UnboundedSender;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::pods::{PodRecord, Pods};
 use crate::reads::SourceReads;
 use crate::services::News;
-use crate::sources::{Change, Manifests, ObjectStore};
+use crate::sources::{Change, KeptSlice, Manifests, ObjectStore};
 
 /// Every object heard so far, and where changes go.
 pub struct Sourcing {
@@ -32,7 +32,7 @@ pub struct Sourcing {
     services: Mutex<BTreeMap<ObjectKey, Service>>,
     /// A Service changed since the variables of containers were made.
     variables_are_old: AtomicBool,
-    slices: Mutex<BTreeMap<ObjectKey, Arc<EndpointSlice>>>,
+    slices: Mutex<BTreeMap<ObjectKey, KeptSlice>>,
     to_services: Option<UnboundedSender<News>>,
     manifests: OnceLock<Manifests>,
     control_plane: OnceLock<ApiClient>,
@@ -205,7 +205,7 @@ impl SourceReads for Sourcing {
         }
         match kind {
             ObjectKind::Service => json(lock(&self.services).get(key)),
-            ObjectKind::EndpointSlice => json(lock(&self.slices).get(key).map(|slice| &**slice)),
+            ObjectKind::EndpointSlice => json(lock(&self.slices).get(key).map(KeptSlice::read).as_ref()),
             ObjectKind::ConfigMap => json(self.objects.all().config_maps.get(key).map(|map| &**map)),
             ObjectKind::Secret => json(self.objects.all().secrets.get(key).map(|secret| &**secret)),
         }

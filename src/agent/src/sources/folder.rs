@@ -9,11 +9,11 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use longshore_core::ids::{ObjectKey, PodKey, PodUid};
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
-use longshore_core::service::types::{EndpointSlice, Service};
+use longshore_core::service::types::Service;
 use longshore_core::wire::SourceProblem;
 
 use super::memory::Remembered;
-use super::object::{Fault, Kind, Object, ObjectId, read_document};
+use super::object::{Fault, KeptSlice, Kind, Object, ObjectId, read_document};
 use crate::document;
 
 /// Larger files are a problem and are not read, bytes. The API's own limit of an object is 1.5 MiB.
@@ -47,7 +47,7 @@ pub enum Change {
     ConfigMap(ObjectKey, Option<Arc<ConfigMap>>),
     Secret(ObjectKey, Option<Arc<Secret>>),
     Service(ObjectKey, Option<Arc<Service>>),
-    EndpointSlice(ObjectKey, Option<Arc<EndpointSlice>>),
+    EndpointSlice(ObjectKey, Option<KeptSlice>),
     /// A pod to run, or, with `deletion` set, one to end.
     Pod(Box<DesiredPod>),
 }
@@ -56,7 +56,8 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq)]
 struct Written {
     object: Object,
-    path: PathBuf,
+    /// Of its file; one text for all objects in it.
+    path: Arc<Path>,
     document: usize,
 }
 
@@ -110,7 +111,7 @@ pub struct Folder {
     root: PathBuf,
     files: BTreeMap<PathBuf, FileState>,
     /// Which files have an object: the first by path has it, the others are problems.
-    holders: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
+    holders: BTreeMap<ObjectId, Vec<PathBuf>>,
     duplicates: BTreeMap<ObjectId, Vec<Problem>>,
     /// Objects of files that changed since the daemon was told of them.
     touched: BTreeSet<ObjectId>,
@@ -146,7 +147,7 @@ impl Folder {
             let key = ObjectKey::new(pod.key.namespace, pod.key.name);
             let object = Object::Pod { pod: pod.pod, uid: pod.uid };
             let name = name.to_owned();
-            let written = Written { object, path: path.clone(), document };
+            let written = Written { object, path: path.as_path().into(), document };
             self.bring_back(name, ObjectId { kind: Kind::Pod, key }, written);
         }
     }
@@ -157,7 +158,7 @@ impl Folder {
             let (path, document) = (remembered.path.clone(), remembered.document);
             let Ok(name) = path.strip_prefix(&self.root).map(Path::to_path_buf) else { continue };
             let Some((id, object)) = remembered.recall() else { continue };
-            self.bring_back(name, id, Written { object, path, document });
+            self.bring_back(name, id, Written { object, path: path.into(), document });
         }
     }
 
@@ -238,13 +239,18 @@ impl Folder {
     }
 
     fn hold(&mut self, id: &ObjectId, path: &Path) {
-        self.holders.entry(id.clone()).or_default().insert(path.to_owned());
+        let paths = self.holders.entry(id.clone()).or_default();
+        if let Err(place) = paths.binary_search_by(|known| known.as_path().cmp(path)) {
+            // Nearly always it is the only one.
+            paths.reserve_exact(1);
+            paths.insert(place, path.to_owned());
+        }
         self.touched.insert(id.clone());
     }
 
     fn release(&mut self, id: &ObjectId, path: &Path) {
         if let Some(paths) = self.holders.get_mut(id) {
-            paths.remove(path);
+            paths.retain(|known| known != path);
             if paths.is_empty() {
                 self.holders.remove(id);
             }
@@ -358,7 +364,7 @@ impl FileState {
         }
         let before = std::mem::take(&mut self.objects);
         self.problems.clear();
-        let mut faulty = false;
+        let (path, mut faulty): (Arc<Path>, _) = (path.into(), false);
         for (index, results) in read_all(&documents).into_iter().enumerate() {
             for result in results {
                 match result {
@@ -366,7 +372,7 @@ impl FileState {
                         self.take_object(
                             &shown,
                             id,
-                            Written { object, path: path.to_owned(), document: index + 1 },
+                            Written { object, path: path.clone(), document: index + 1 },
                         );
                     }
                     Err(fault) => {
@@ -440,7 +446,7 @@ fn desired(id: &ObjectId, pod: &Arc<Pod>, uid: &PodUid, written: &Written, now: 
         key: PodKey::new(id.key.namespace.clone(), id.key.name.clone()),
         uid: uid.clone(),
         pod: pod.clone(),
-        source: PodSource::File { path: written.path.clone(), document: written.document },
+        source: PodSource::File { path: written.path.to_path_buf(), document: written.document },
         seen_at: now,
         deletion: None,
     }

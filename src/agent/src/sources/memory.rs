@@ -8,7 +8,7 @@ use longshore_core::ids::ObjectKey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::object::{Kind, Object, ObjectId};
+use super::object::{KeptSlice, Kind, Object, ObjectId};
 use crate::kept;
 
 /// One object and where it was written.
@@ -28,7 +28,7 @@ impl Remembered {
             Object::ConfigMap(map) => serde_json::to_value(&**map),
             Object::Secret(secret) => serde_json::to_value(&**secret),
             Object::Service(service) => serde_json::to_value(&**service),
-            Object::EndpointSlice(slice) => serde_json::to_value(&**slice),
+            Object::EndpointSlice(slice) => serde_json::to_value(slice.read()),
             Object::Pod { .. } => return None,
         };
         // These types always serialize.
@@ -42,7 +42,9 @@ impl Remembered {
             Kind::ConfigMap => Object::ConfigMap(serde_json::from_value(self.object).ok()?),
             Kind::Secret => Object::Secret(serde_json::from_value(self.object).ok()?),
             Kind::Service => Object::Service(serde_json::from_value(self.object).ok()?),
-            Kind::EndpointSlice => Object::EndpointSlice(serde_json::from_value(self.object).ok()?),
+            Kind::EndpointSlice => {
+                Object::EndpointSlice(KeptSlice::new(&serde_json::from_value(self.object).ok()?))
+            }
             Kind::Pod => return None,
         };
         Some((ObjectId { kind: self.kind, key: self.key }, object))

@@ -10,4 +10,5 @@ pub mod objects;
 
 pub use folder::Change;
 pub use manifests::{ManifestOptions, Manifests};
+pub use object::KeptSlice;
 pub use objects::{ObjectStore, references};

@@ -69,8 +69,30 @@ pub enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
     Service(Arc<Service>),
-    EndpointSlice(Arc<EndpointSlice>),
+    EndpointSlice(KeptSlice),
     Pod { pod: Arc<Pod>, uid: longshore_core::ids::PodUid },
+}
+
+/// An EndpointSlice as the bytes of its JSON. A folder of ten thousand Services has as many slices, which
+/// are looked at when they change and when somebody asks: a struct and six texts for each endpoint would take
+/// three times as much.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeptSlice(Arc<[u8]>);
+
+impl KeptSlice {
+    pub fn new(slice: &EndpointSlice) -> Self {
+        Self(serde_json::to_vec(slice).expect("plain data serializes").into())
+    }
+
+    pub fn read(&self) -> EndpointSlice {
+        serde_json::from_slice(&self.0).expect("it was written from a slice")
+    }
+}
+
+impl fmt::Debug for KeptSlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
 }
 
 /// What is wrong with one document.
@@ -137,7 +159,7 @@ fn read_object(node: &Node, kind_name: &str) -> Result<(ObjectId, Object), Fault
             .map(|service| Object::Service(Arc::new(service))),
         Kind::EndpointSlice => read_strictly::<k8s_openapi::api::discovery::v1::EndpointSlice>(node, kind)
             .and_then(|_| read_slim(node))
-            .map(|slice| Object::EndpointSlice(Arc::new(slice))),
+            .map(|slice: EndpointSlice| Object::EndpointSlice(KeptSlice::new(&slice))),
         Kind::Pod => read_strictly::<Pod>(node, kind).and_then(|pod| checked_pod(pod, &id.key, node)),
     };
     value.map(|value| (id.clone(), value)).map_err(|error| {
@@ -284,4 +306,28 @@ fn template_pod(node: &Node, template: &Node) -> Option<String> {
         "spec": json.get("spec")?,
     });
     serde_saphyr::to_string(&pod).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_kept_slice_is_the_slice_in_a_third_of_the_bytes() {
+        let endpoint = |number: u32| {
+            json!({"addresses": [format!("10.0.0.{number}")], "nodeName": "node-1", "conditions": {"ready": true},
+                "targetRef": {"kind": "Pod", "namespace": "shop", "name": format!("web-7d4b9c6f5-{number}")}})
+        };
+        let value = json!({"metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "p", "port": 80}],
+            "endpoints": (0..10).map(endpoint).collect::<Vec<_>>()});
+        let mut slice: EndpointSlice = serde_json::from_value(value).unwrap();
+        slice.endpoints[0].hints.for_zones =
+            vec![longshore_core::service::types::Named { name: "a".to_owned() }];
+        let kept = KeptSlice::new(&slice);
+        assert_eq!(kept.read(), slice);
+        assert!(kept.0.len() < 2000, "{} bytes: {kept:?}", kept.0.len());
+    }
 }

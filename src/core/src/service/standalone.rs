@@ -3,6 +3,7 @@
 //! change and returns what the dataplane should hear; it never acts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::allocate::{self, Allocator, Pools};
 use super::label_index::LabelIndex;
@@ -53,7 +54,8 @@ impl Standalone {
     }
 
     /// Take a Service of a manifest as it is now.
-    pub fn upsert_service(&mut self, service: Service) -> Vec<Output> {
+    pub fn upsert_service(&mut self, service: impl Into<Arc<Service>>) -> Vec<Output> {
+        let service = service.into();
         let key = service.key();
         self.forget_selector(&key);
         self.selectors.insert(&key.namespace, service.spec.selector.iter().take(1), &key);

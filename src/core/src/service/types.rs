@@ -307,18 +307,24 @@ pub struct SliceEndpoint {
     pub addresses: Vec<String>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Conditions,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<TargetRef>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Hints::is_empty")]
     pub hints: Hints,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Conditions {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub serving: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub terminating: Option<bool>,
 }
 
@@ -340,6 +346,12 @@ pub struct Hints {
     pub for_zones: Vec<Named>,
     #[serde(deserialize_with = "bounded::<_, _, 8>")]
     pub for_nodes: Vec<Named>,
+}
+
+impl Hints {
+    fn is_empty(&self) -> bool {
+        self.for_zones.is_empty() && self.for_nodes.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -368,6 +380,11 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// One of another form than the API server's own is left out: nothing is decided by it.
+fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ObjectUid>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.as_deref().and_then(ObjectUid::parse))
+}
+
 /// A list of at most `MAX` items, or null.
 fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
@@ -380,11 +397,6 @@ where
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-/// One of another form than the API server's own is left out: nothing is decided by it.
-fn uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ObjectUid>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.as_deref().and_then(ObjectUid::parse))
-}
-
             write!(f, "a list of at most {MAX} items")
         }
 

@@ -3,6 +3,7 @@
 //! changed one, those that name what it names, and those that lack what it leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{Assignment, Conflict, Given, Pool, Pools, Resource, Taken};
 use super::{named_addresses, named_node_ports, take_derived, take_named, take_previous};
@@ -14,7 +15,7 @@ use crate::service::types::Service;
 pub struct Allocator {
     pools: Pools,
     /// As the manifests have them.
-    services: BTreeMap<ObjectKey, Service>,
+    services: BTreeMap<ObjectKey, Arc<Service>>,
     given: BTreeMap<ObjectKey, Given>,
     /// By who went without; only those who did.
     conflicts: BTreeMap<ObjectKey, Vec<Conflict>>,
@@ -41,7 +42,7 @@ impl Allocator {
     }
 
     /// Takes a Service as its manifest has it now, and tells whose addresses and ports may differ.
-    pub fn upsert(&mut self, service: Service) -> BTreeSet<ObjectKey> {
+    pub fn upsert(&mut self, service: Arc<Service>) -> BTreeSet<ObjectKey> {
         let key = service.key();
         if self.services.get(&key) == Some(&service) {
             return BTreeSet::new();
@@ -59,7 +60,7 @@ impl Allocator {
 
     /// As the manifest has it.
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
-        self.services.get(key)
+        self.services.get(key).map(Arc::as_ref)
     }
 
     pub fn given(&self, key: &ObjectKey) -> Option<&Given> {
@@ -84,16 +85,16 @@ impl Allocator {
         self.looks
     }
 
-    fn change(&mut self, key: &ObjectKey, service: Option<Service>) -> BTreeSet<ObjectKey> {
+    fn change(&mut self, key: &ObjectKey, service: Option<Arc<Service>>) -> BTreeSet<ObjectKey> {
         let before = match service {
             Some(service) => self.services.insert(key.clone(), service),
             None => self.services.remove(key),
         };
-        let mut resources = before.as_ref().map(named).unwrap_or_default();
+        let mut resources = before.as_deref().map(named).unwrap_or_default();
         for resource in &resources {
             self.withdraw(*resource, key);
         }
-        for resource in self.services.get(key).map(named).unwrap_or_default() {
+        for resource in self.service(key).map(named).unwrap_or_default() {
             self.claims.entry(resource).or_default().insert(key.clone());
             resources.insert(resource);
         }
@@ -251,7 +252,7 @@ mod tests {
                     Some(spec) => {
                         let service = service(&key.name, &spec);
                         services.insert(key, service.clone());
-                        allocator.upsert(service)
+                        allocator.upsert(Arc::new(service))
                     }
                     None => {
                         services.remove(&key);
@@ -277,13 +278,15 @@ mod tests {
             let mut allocator = Allocator::new(pools);
             let plain = json!({"type": "NodePort", "ports": [{"port": 80}]});
             for number in 0..count {
-                allocator.upsert(service(&format!("s{number}"), &plain));
+                allocator.upsert(Arc::new(service(&format!("s{number}"), &plain)));
             }
             let before = allocator.looks();
-            allocator.upsert(service("s7", &json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]})));
-            allocator.upsert(service("a", &json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]})));
+            allocator
+                .upsert(Arc::new(service("s7", &json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}))));
+            allocator
+                .upsert(Arc::new(service("a", &json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}))));
             allocator.remove(&ObjectKey::new("ns", "a"));
-            allocator.upsert(service("s8", &plain));
+            allocator.upsert(Arc::new(service("s8", &plain)));
             allocator.looks() - before
         };
         // One alone, two that name the same, the one that gets it back with it, and nothing new.
