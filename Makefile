@@ -41,7 +41,7 @@ test-node: ## tier 2b: scenarios on real containerd and crun in private namespac
 	@scripts/install-deps build netns node
 	@$(INTEGRATION) test node
 
-test-cluster: ## tier 4: a node joined to a real control plane (root; Go 1.26, or CONTROL_PLANE_ASSETS=FOLDER)
+test-cluster: ## tier 4: a node joined to a real control plane (root; Go 1.26, or CONTROL_PLANE_ASSETS=FOLDER); CONTROL_PLANE_VERSION=1.34.4 for another release
 	@scripts/install-deps build netns node
 	@$(INTEGRATION) test cluster
 

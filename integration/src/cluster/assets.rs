@@ -1,5 +1,6 @@
 //! The programs of the control plane, and the kubelet and kube-proxy beside them: our Go module built once into the
-//! cache, or a folder of ready ones that CONTROL_PLANE_ASSETS names.
+//! cache, with another release of Kubernetes where one is asked for, or a folder of ready ones that
+//! CONTROL_PLANE_ASSETS names.
 
 use std::env;
 use std::fs;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::release::{self, Release};
 use crate::cache;
 use crate::process::Run;
 use crate::tiers::{on_path, workspace_root};
@@ -18,13 +20,14 @@ const PROGRAMS: [&str; 5] =
     ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
 /// The peers'. A folder of ready programs need not have them.
 pub const PEERS: [&str; 2] = ["kubelet", "kube-proxy"];
-/// The release of Kubernetes that go.mod requires: what the programs say they are.
-const RELEASE: [&str; 3] = ["1", "36", "3"];
 const VARIABLE: &str = "CONTROL_PLANE_ASSETS";
 /// Where Go's own archive is unpacked to.
 const GO_PLACE: &str = "/usr/local/go/bin/go";
 /// The oldest Go that builds them, as go.mod says.
 const GO: (u32, u32) = (1, 26);
+/// For getting a release's module, and for building it with all that it requires.
+pub(super) const DOWNLOAD: Duration = Duration::from_secs(600);
+const BUILD: Duration = Duration::from_secs(3600);
 
 /// Why there is no real kubelet to play with, where the control plane is there.
 pub fn peers_obstacle() -> Option<String> {
@@ -52,7 +55,7 @@ pub fn obstacle() -> Option<String> {
         Ok(version) if version < GO => {
             Some(format!("Go is {}.{}; {}.{} is needed", version.0, version.1, GO.0, GO.1))
         }
-        Ok(_) => None,
+        Ok(_) => Release::asked().err().map(|error| format!("{error:#}")),
         Err(error) => Some(format!("{error:#}")),
     }
 }
@@ -90,43 +93,56 @@ pub fn folder() -> Result<PathBuf> {
         }
         return Ok(folder);
     }
-    let module = module();
-    let files = ["go.mod", "go.sum", "main.go"].map(|name| fs::read(module.join(name)));
-    let mut parts = vec![version_flags().into_bytes()];
-    for file in files {
-        parts.push(file.with_context(|| format!("cannot read {}", module.display()))?);
+    let release = Release::asked()?;
+    if release == release::OWN {
+        return own();
     }
-    cache::entry("control-plane", &cache::key(&parts), |dir| {
-        println!("building the control plane with Go (once; some minutes on two cores)");
-        fs::create_dir_all(dir)?;
-        let program = dir.join("control-plane");
-        // Others on this machine go first.
-        Run::new("nice")
-            .args(["-n", "10", go(), "build", "-C"])
-            .arg_path(&module)
-            .args(["-trimpath", "-buildvcs=false", &format!("-ldflags=-s -w {}", version_flags()), "-o"])
-            .arg_path(&program)
-            .args(["."])
-            .env("CGO_ENABLED", "0")
-            .deadline(Duration::from_secs(1800))
-            .check()?;
-        for name in PROGRAMS.into_iter().chain(PEERS) {
-            // Links would be followed by the bind mount of kubectl: a hard link has a name of its own.
-            if fs::hard_link(&program, dir.join(name)).is_err() {
-                symlink("control-plane", dir.join(name))?;
-            }
-        }
-        Ok(())
+    let main = module().join("main.go");
+    let main = fs::read(&main).with_context(|| format!("cannot read {}", main.display()))?;
+    let key = cache::key([main.as_slice(), release.linker_flags().as_bytes()]);
+    cache::entry(&format!("control-plane-{release}"), &key, |dir| {
+        let module = tempfile::Builder::new().prefix("longshore-control-plane-").tempdir()?;
+        release.write_module(go(), &main, module.path())?;
+        build(release, module.path(), dir)
     })
 }
 
-/// What the release build of Kubernetes tells the linker; without it a node says it is version 0.
-fn version_flags() -> String {
-    let [major, minor, patch] = RELEASE;
-    let package = "k8s.io/component-base/version";
-    format!(
-        "-X {package}.gitVersion=v{major}.{minor}.{patch} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
-    )
+/// The programs of our module as it is.
+fn own() -> Result<PathBuf> {
+    let module = module();
+    let files = ["go.mod", "go.sum", "main.go"].map(|name| fs::read(module.join(name)));
+    let mut parts = vec![release::OWN.linker_flags().into_bytes()];
+    for file in files {
+        parts.push(file.with_context(|| format!("cannot read {}", module.display()))?);
+    }
+    cache::entry("control-plane", &cache::key(&parts), |dir| build(release::OWN, &module, dir))
+}
+
+/// Builds a module into a new folder, with a name for each of the programs.
+fn build(release: Release, module: &Path, dir: &Path) -> Result<()> {
+    println!("building the control plane {release} with Go (once; some minutes on two cores)");
+    fs::create_dir_all(dir)?;
+    let program = dir.join("control-plane");
+    // A module without go.sum gets one.
+    let sums = if release == release::OWN { "-mod=readonly" } else { "-mod=mod" };
+    // Others on this machine go first.
+    Run::new("nice")
+        .args(["-n", "10", go(), "build", "-C"])
+        .arg_path(module)
+        .args([sums, "-trimpath", "-buildvcs=false"])
+        .args([&format!("-ldflags=-s -w {}", release.linker_flags()), "-o"])
+        .arg_path(&program)
+        .args(["."])
+        .env("CGO_ENABLED", "0")
+        .deadline(BUILD)
+        .check()?;
+    for name in PROGRAMS.into_iter().chain(PEERS) {
+        // Links would be followed by the bind mount of kubectl: a hard link has a name of its own.
+        if fs::hard_link(&program, dir.join(name)).is_err() {
+            symlink("control-plane", dir.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -136,7 +152,7 @@ mod tests {
     #[test]
     fn the_programs_say_the_release_they_are_built_from() {
         let module = fs::read_to_string(module().join("go.mod")).unwrap();
-        assert!(module.contains(&format!("k8s.io/kubernetes v{}\n", RELEASE.join("."))), "{RELEASE:?}");
+        assert!(module.contains(&format!("k8s.io/kubernetes v{}\n", release::OWN)), "{}", release::OWN);
     }
 
     #[test]

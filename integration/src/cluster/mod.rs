@@ -4,6 +4,7 @@
 pub mod assets;
 mod certificates;
 mod peers;
+mod release;
 pub mod watch;
 
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::native::{self, NativeNode, OUTSIDE};
@@ -109,6 +111,15 @@ impl Cluster {
     /// The node itself.
     pub fn node(&self) -> &NativeNode {
         &self.node
+    }
+
+    /// The release the API server says it is.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn version(&self) -> Result<String> {
+        let told: Value = serde_json::from_str(&kubectl(&self.node, "get --raw /version")?)?;
+        Ok(told["gitVersion"].as_str().context("it has no gitVersion")?.to_owned())
     }
 
     /// Watches a path of the API, as the cluster's administrator.

@@ -192,7 +192,8 @@ fn joined<'a>(cluster: &'a mut Option<Cluster>, binary: &Path, config: &str) -> 
             cluster::Options { name: "cluster".into(), binary: binary.to_owned(), config: config.to_owned() };
         let start = Instant::now();
         let new = cluster.insert(Cluster::start(&options)?);
-        println!("---- the control plane is up after {:.1} s", start.elapsed().as_secs_f32());
+        let version = new.version()?;
+        println!("---- the control plane {version} is up after {:.1} s", start.elapsed().as_secs_f32());
         return Ok(new);
     }
     let used = cluster.as_mut().context("it was just seen")?;
