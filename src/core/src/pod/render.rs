@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod};
 
-use crate::ids::{ContainerName, SandboxId};
+use crate::ids::{ContainerId, ContainerName, SandboxId};
 use crate::pod::command::command;
 use crate::pod::containers::{PodContainer, Role, containers, is_host_network, spec};
 use crate::pod::dns::dns_config;
@@ -16,9 +16,11 @@ use crate::pod::hosts_file;
 use crate::pod::mounts::{MountInputs, mounts};
 use crate::pod::refs::RefError;
 use crate::pod::runtime_class;
-use crate::pod::security::{check_non_root, container_security, sandbox_security};
+use crate::pod::security::{check_non_root, container_security, namespaces, sandbox_security};
 use crate::pod::snapshot::PodSnapshot;
-use crate::pod::spec::{ContainerSpec, PortMapping, PortProtocol, SandboxSpec};
+use crate::pod::spec::{
+    ContainerSecurity, ContainerSpec, NamespaceMode, PortMapping, PortProtocol, SandboxSpec,
+};
 use crate::pod::step::{CreateContainer, HostsFile, ImagePresent, VolumeAction};
 use crate::resources::cgroup_names;
 use crate::resources::container_resources::{container_resources, overhead_resources, sandbox_resources};
@@ -45,6 +47,8 @@ pub enum RenderError {
     Reference(#[from] RefError),
     #[error("{0}")]
     Security(String),
+    #[error("container {0}, whose processes it is to see, does not run")]
+    ProcessTarget(String),
 }
 
 /// The sandbox of the pod; `attempt` counts the sandboxes this pod had.
@@ -152,6 +156,7 @@ pub fn create_container(
     let pod: &Pod = &snapshot.desired.pod;
     let given: &Container = &container.spec;
     check_non_root(pod, given, &place.image.user).map_err(RenderError::Security)?;
+    let process_target = process_target(snapshot, container)?;
     let env = environment(snapshot, given, place.pod_ips)?;
     let dir = pod_dir(snapshot);
     let inputs = MountInputs {
@@ -187,7 +192,10 @@ pub fn create_container(
         stdin_once: given.stdin_once.unwrap_or(false),
         tty: given.tty.unwrap_or(false),
         resources: container_resources(pod, given, snapshot.node),
-        security: container_security(pod, given, &place.image.user, snapshot.node),
+        security: ContainerSecurity {
+            process_target,
+            ..container_security(pod, given, &place.image.user, snapshot.node)
+        },
     };
     Ok(CreateContainer {
         sandbox: place.sandbox.clone(),
@@ -197,6 +205,27 @@ pub fn create_container(
         termination_log: made.termination_log,
         hosts_file,
     })
+}
+
+/// The container whose process namespace an ephemeral one joins (`targetContainerName`, what `kubectl debug --target`
+/// asks for), unless the pod's containers have one together anyway.
+fn process_target(
+    snapshot: &PodSnapshot<'_>,
+    container: &PodContainer<'_>,
+) -> Result<Option<ContainerId>, RenderError> {
+    let pod: &Pod = &snapshot.desired.pod;
+    if container.role != Role::Ephemeral || namespaces(pod).pid != NamespaceMode::Container {
+        return Ok(None);
+    }
+    let spec = spec(pod);
+    let given = spec.ephemeral_containers.iter().flatten().nth(container.index);
+    let wanted = given.and_then(|given| given.target_container_name.as_deref()).unwrap_or_default();
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let mut instances = snapshot.observed.containers.iter();
+    let running = instances.find(|instance| instance.name.as_str() == wanted && instance.is_running());
+    running.map(|it| Some(it.id.clone())).ok_or_else(|| RenderError::ProcessTarget(wanted.to_owned()))
 }
 
 fn container_labels(snapshot: &PodSnapshot<'_>, name: &ContainerName) -> BTreeMap<String, String> {
@@ -252,7 +281,7 @@ pub fn container_hash(container: &Container) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::fixture::Fixture;
+    use crate::pod::fixture::{Fixture, epoch, running};
     use crate::pod::step::ImageUser;
     use serde_json::json;
 
@@ -323,5 +352,25 @@ mod tests {
         assert_eq!(made.spec.command, ["run", "b"]);
         assert!(made.spec.tty && made.spec.security.run_as_user == Some(3));
         assert!(made.hosts_file.is_some_and(|hosts| !hosts.copy_node));
+    }
+
+    #[test]
+    fn an_ephemeral_container_sees_the_processes_of_its_target() {
+        let mut fixture = Fixture::new(json!({
+            "metadata": {"name": "web", "namespace": "default"},
+            "spec": {"containers": [{"name": "web", "image": "w:1"}], "ephemeralContainers": [
+                {"name": "alone", "image": "d:1"}, {"name": "beside", "image": "d:1", "targetContainerName": "web"}]}
+        }));
+        let target = |fixture: &Fixture, index: usize| {
+            let snapshot = fixture.snapshot();
+            process_target(&snapshot, &containers(&fixture.desired.pod)[index])
+        };
+        let waits = Err(RenderError::ProcessTarget("web".to_owned()));
+        assert_eq!((target(&fixture, 1), target(&fixture, 2)), (Ok(None), waits));
+        fixture.observed.containers = vec![running("c1", "web", 1, epoch())];
+        assert_eq!(target(&fixture, 2), Ok(Some("c1".into())));
+        assert_eq!((target(&fixture, 0), target(&fixture, 1)), (Ok(None), Ok(None)));
+        fixture.edit(|pod| pod.spec.as_mut().unwrap().share_process_namespace = Some(true));
+        assert_eq!(target(&fixture, 2), Ok(None), "they see each other anyway");
     }
 }

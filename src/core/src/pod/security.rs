@@ -82,6 +82,7 @@ pub fn container_security(
     let capabilities = own.capabilities.clone().unwrap_or_default();
     ContainerSecurity {
         namespaces: namespaces(pod),
+        process_target: None,
         privileged,
         add_capabilities: capability_names(capabilities.add),
         drop_capabilities: capability_names(capabilities.drop),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ContainerName, PodKey, PodUid};
+use crate::ids::{ContainerId, ContainerName, PodKey, PodUid};
 
 /// CRI `NamespaceMode` for one of the pod's namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +153,8 @@ pub struct LinuxResources {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSecurity {
     pub namespaces: NamespaceModes,
+    /// The container whose process namespace it joins instead of having its own.
+    pub process_target: Option<ContainerId>,
     pub privileged: bool,
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,

@@ -126,7 +126,7 @@ fn container_security(security: &ContainerSecurity) -> v1::LinuxContainerSecurit
             add_ambient_capabilities: Vec::new(),
         }),
         privileged: security.privileged,
-        namespace_options: Some(namespaces(security.namespaces)),
+        namespace_options: Some(container_namespaces(security)),
         selinux_options: security.selinux.as_ref().map(selinux),
         run_as_user: security.run_as_user.map(number),
         run_as_group: security.run_as_group.map(number),
@@ -149,6 +149,18 @@ fn namespaces(modes: NamespaceModes) -> v1::NamespaceOption {
         pid: namespace(modes.pid).into(),
         ipc: namespace(modes.ipc).into(),
         ..Default::default()
+    }
+}
+
+fn container_namespaces(security: &ContainerSecurity) -> v1::NamespaceOption {
+    let own = namespaces(security.namespaces);
+    match &security.process_target {
+        Some(target) => v1::NamespaceOption {
+            pid: v1::NamespaceMode::Target.into(),
+            target_id: target.to_string(),
+            ..own
+        },
+        None => own,
     }
 }
 

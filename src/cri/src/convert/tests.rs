@@ -118,6 +118,7 @@ fn container_spec() -> ContainerSpec {
         resources: resources(),
         security: ContainerSecurity {
             namespaces: namespaces(),
+            process_target: None,
             privileged: false,
             add_capabilities: vec!["NET_ADMIN".to_owned()],
             drop_capabilities: vec!["ALL".to_owned()],
@@ -135,6 +136,16 @@ fn container_spec() -> ContainerSpec {
             apparmor: Some(SecurityProfile::Unconfined),
         },
     }
+}
+
+#[test]
+fn a_container_joins_the_processes_of_its_target() {
+    let mut spec = container_spec();
+    spec.security.process_target = Some("c9".into());
+    let security = container_config(&spec).linux.unwrap().security_context.unwrap();
+    let options = security.namespace_options.unwrap();
+    assert_eq!((options.pid(), &*options.target_id), (v1::NamespaceMode::Target, "c9"));
+    assert_eq!(options.ipc(), v1::NamespaceMode::Pod, "only processes are another's");
 }
 
 #[test]

@@ -76,6 +76,7 @@ pub fn container_spec(pod: &str, name: &str, attempt: u32) -> ContainerSpec {
         resources: LinuxResources::default(),
         security: ContainerSecurity {
             namespaces: NAMESPACES,
+            process_target: None,
             privileged: false,
             add_capabilities: Vec::new(),
             drop_capabilities: Vec::new(),
