@@ -427,6 +427,7 @@ impl NodeHalf {
             runtime: self.runtime.clone(),
             prober: self.prober.clone(),
             counted: self.counted.clone(),
+            certificates: self.certificates.clone(),
             pod_logs: settings.pods.pod_logs_dir.clone(),
             root: settings.pods.root_dir.clone(),
             reviews,

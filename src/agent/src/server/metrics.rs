@@ -2,15 +2,18 @@
 //! dashboards and alerts of the kubelet look for.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::Method;
 use jiff::Timestamp;
+use longshore_core::certificates::x509;
 use longshore_core::kubelet_api::exposition::{Exposition, Kind, seconds};
 use longshore_core::kubelet_api::route::{Route, Verb};
 
+use super::tls::ServingCertificate;
+use crate::certificates::Certificates;
 use crate::metrics::PodMetrics;
-use crate::pods::PodsView;
+use crate::pods::{Clock, PodsView};
 
 /// Nanoseconds of the unit CPU time is told in (USER_HZ is 100 on every architecture we know).
 const TICK: u64 = 10_000_000;
@@ -22,6 +25,11 @@ pub(super) struct DaemonMetrics {
     pub(super) counted: PodMetrics,
     pub(super) started: Timestamp,
     pub(super) requests: Requests,
+    pub(super) clock: Clock,
+    /// Those the daemon keeps itself.
+    pub(super) certificates: Certificates,
+    /// The one the server shows, whoever made it.
+    pub(super) shown: Arc<ServingCertificate>,
 }
 
 /// Requests by what they asked for.
@@ -67,7 +75,36 @@ impl DaemonMetrics {
         text.sample(&[("major", "1"), ("minor", "36"), ("git_version", version)], 1, None);
         process(&mut text);
         self.requests.show(&mut text);
+        self.certificates(&mut text);
         self.counted.render(&self.pods, &self.node, self.started) + &text.finish()
+    }
+}
+
+impl DaemonMetrics {
+    /// How long certificates last, below 0 where they have ended (pkg/kubelet/certificate/kubelet.go). The kubelet
+    /// tells of a serving certificate only where it rotates it; here the one in use counts.
+    fn certificates(&self, text: &mut Exposition) {
+        let client = self.certificates.client.as_ref();
+        let client = client.and_then(|state| Some(state.borrow().facts.as_ref()?.not_after));
+        let serving = self.shown.current();
+        let serving = serving.and_then(|pair| Some(x509::read_der(pair.cert.first()?).ok()?.not_after));
+        for (name, ends, help) in [
+            (
+                "kubelet_certificate_manager_client_ttl_seconds",
+                client,
+                "Seconds until the client certificate ends",
+            ),
+            (
+                "kubelet_certificate_manager_server_ttl_seconds",
+                serving,
+                "Seconds until the serving certificate ends",
+            ),
+        ] {
+            if let Some(ends) = ends {
+                text.family(name, Kind::Gauge, help);
+                text.sample(&[], ends.duration_since(self.clock.now()).as_secs(), None);
+            }
+        }
     }
 }
 

@@ -34,6 +34,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::Certificates;
 use crate::config::{KubeletServer, RightsRules};
 use crate::metrics::PodMetrics;
 use crate::plain_http;
@@ -68,6 +69,8 @@ pub struct Parts {
     pub prober: Prober,
     /// What the pod workers count.
     pub counted: PodMetrics,
+    /// The node's own, for who asks how long they last.
+    pub certificates: Certificates,
     /// `podLogsDir`.
     pub pod_logs: PathBuf,
     /// `--root-dir`.
@@ -106,7 +109,7 @@ pub fn start(
             "no kubelet API: without a control plane nobody could be given rights (authorization.mode)"
         );
     }
-    let answers = Arc::new(answers(settings, &parts));
+    let answers = Arc::new(answers(settings, &parts, &shown));
     if let Some(addr) = settings.read_only {
         let router = Router::new().fallback(read_only).with_state(answers.clone());
         tokio::spawn(serve_plain("readOnlyPort", addr, router, stop.clone()));
@@ -140,7 +143,7 @@ pub fn start(
     Ok(shown)
 }
 
-fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
+fn answers(settings: &KubeletServer, parts: &Parts, shown: &Arc<ServingCertificate>) -> Answers {
     let readers = Arc::new(Semaphore::new(MAX_LOGS));
     Answers {
         pods: parts.pods.clone(),
@@ -177,6 +180,9 @@ fn answers(settings: &KubeletServer, parts: &Parts) -> Answers {
             counted: parts.counted.clone(),
             started: parts.clock.now(),
             requests: metrics::Requests::default(),
+            clock: parts.clock,
+            certificates: parts.certificates.clone(),
+            shown: shown.clone(),
         },
         checkpoints: checkpoint::Checkpoints {
             pods: parts.pods.clone(),

@@ -20,9 +20,16 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// # Errors
 /// What is wrong with the text.
 pub fn read_certificate(pem: &[u8]) -> Result<CertificateFacts, String> {
-    let der = first_certificate(pem)?;
+    read_der(&first_certificate(pem)?)
+}
+
+/// A certificate in DER, as TLS libraries hold it.
+///
+/// # Errors
+/// As [`read_certificate`].
+pub fn read_der(der: &[u8]) -> Result<CertificateFacts, String> {
     let (_, certificate) =
-        X509Certificate::from_der(&der).map_err(|error| format!("is no X.509 certificate: {error}"))?;
+        X509Certificate::from_der(der).map_err(|error| format!("is no X.509 certificate: {error}"))?;
     facts(&certificate)
 }
 
