@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use longshore_core::ids::{PodKey, PodUid};
-use longshore_core::pod::report;
+use longshore_core::pod::report::{self, Urgency};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -76,7 +76,7 @@ impl Entries {
         let dirty = self.touched.iter().filter_map(|uid| Some((uid, by_uid.get(uid)?)));
         let waiting = dirty.filter(|(_, entry)| !entry.busy && entry.server.is_some());
         let due = |entry: &Entry| entry.due_at().is_none_or(|at| at <= now);
-        let next = waiting.clone().filter(|(_, entry)| due(entry)).max_by_key(|(_, entry)| entry.urgent);
+        let next = waiting.clone().filter(|(_, entry)| due(entry)).max_by_key(|(_, entry)| entry.urgency);
         match next {
             Some((uid, _)) => Ok(uid.clone()),
             None => Err(waiting.filter_map(|(_, entry)| entry.due_at()).min()),
@@ -92,7 +92,7 @@ struct Entry {
     wanted: Option<Arc<PodStatus>>,
     /// The last patch the server took; the same again would change nothing.
     taken: Option<Value>,
-    urgent: bool,
+    urgency: Urgency,
     dirty: bool,
     busy: bool,
     /// Nothing of the pod is left on the node: the object may go.
@@ -263,7 +263,7 @@ impl Default for Entry {
             server: None,
             wanted: None,
             taken: None,
-            urgent: false,
+            urgency: Urgency::default(),
             dirty: false,
             busy: false,
             finished: false,
@@ -280,7 +280,7 @@ impl Entry {
         if self.finished {
             return;
         }
-        self.urgent |= report::is_urgent(self.wanted.as_deref(), &status);
+        self.urgency = self.urgency.max(report::urgency(self.wanted.as_deref(), &status));
         if self.wanted.as_deref() != Some(&*status) {
             self.held_until.get_or_insert_with(|| Instant::now() + HOLD);
             self.taken = None;
@@ -291,14 +291,14 @@ impl Entry {
 
     /// When it may be written; at once where it is `None`.
     fn due_at(&self) -> Option<Instant> {
-        let held_until = self.held_until.filter(|_| !self.urgent && !self.finished);
+        let held_until = self.held_until.filter(|_| self.urgency < Urgency::AtOnce && !self.finished);
         self.not_before.max(held_until)
     }
 
     /// The write that is due; `None` where there turns out to be nothing to write.
     fn job(&mut self, uid: &PodUid) -> Option<Job> {
         self.dirty = false;
-        self.urgent = false;
+        self.urgency = Urgency::default();
         self.held_until = None;
         let (server, wanted) = (self.server.as_ref()?, self.wanted.as_deref()?);
         // The server may drop a field it does not know: the same patch again would go on for ever.

@@ -106,16 +106,31 @@ pub fn last_status(mut status: PodStatus) -> PodStatus {
     status
 }
 
-/// Whether a change is worth overtaking others and is not held back for what may follow it: readiness and final
-/// phases steer traffic and controllers; the rest is for people.
-pub fn is_urgent(before: Option<&PodStatus>, now: &PodStatus) -> bool {
+/// How much a change of a status matters to others; the greater goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// It is for people.
+    #[default]
+    Plain,
+    /// Others look for the pod's address, and it can wait a moment for what may follow it.
+    First,
+    /// Readiness and final phases steer traffic and controllers.
+    AtOnce,
+}
+
+/// How urgent the step from one status to the next is.
+pub fn urgency(before: Option<&PodStatus>, now: &PodStatus) -> Urgency {
     let ready = |status: &PodStatus| {
         let all = status.conditions.iter().flatten();
         all.into_iter().find(|one| one.type_ == "Ready").map(|one| one.status.clone())
     };
+    let ended = is_terminal(now) && !before.is_some_and(is_terminal);
     match before {
-        None => is_terminal(now),
-        Some(before) => ready(before) != ready(now) || (is_terminal(now) && !is_terminal(before)),
+        _ if ended => Urgency::AtOnce,
+        None => Urgency::Plain,
+        Some(before) if ready(before) != ready(now) => Urgency::AtOnce,
+        Some(before) if before.pod_ip != now.pod_ip => Urgency::First,
+        Some(_) => Urgency::Plain,
     }
 }
 
@@ -194,18 +209,22 @@ mod tests {
     }
 
     #[test]
-    fn readiness_and_ends_are_urgent() {
+    fn readiness_and_ends_are_told_at_once_and_addresses_first() {
         let status = |ready: &str, ip: &str, phase: &str| {
             ours(json!({"phase": phase, "podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}))
         };
         let base = status("False", "1.1.1.1", "Running");
-        for (now, urgent) in [
-            (status("False", "1.1.1.1", "Pending"), false),
-            (status("True", "1.1.1.1", "Running"), true),
-            (status("False", "1.1.1.2", "Running"), false),
-            (status("False", "1.1.1.1", "Failed"), true),
+        for (now, expected) in [
+            (status("False", "1.1.1.1", "Pending"), Urgency::Plain),
+            (status("True", "1.1.1.1", "Running"), Urgency::AtOnce),
+            (status("False", "1.1.1.2", "Running"), Urgency::First),
+            (status("False", "1.1.1.1", "Failed"), Urgency::AtOnce),
         ] {
-            assert_eq!(is_urgent(Some(&base), &now), urgent, "{now:?}");
+            assert_eq!(urgency(Some(&base), &now), expected, "{now:?}");
         }
+        let failed = status("False", "1.1.1.1", "Failed");
+        assert_eq!(urgency(None, &base), Urgency::Plain);
+        assert_eq!(urgency(None, &failed), Urgency::AtOnce);
+        assert_eq!(urgency(Some(&failed), &failed), Urgency::Plain);
     }
 }
