@@ -291,11 +291,7 @@ fn is_terminating(view: &PodView) -> bool {
 #[cfg(test)]
 mod tests {
     use longshore_core::ruleset::trace::{Fate, Origin};
-    use longshore_kernel::ipvs::IpvsError;
-    use longshore_kernel::netlink::{NetlinkError, Refusal};
     use longshore_kernel::nft::FakeNft;
-    use longshore_kernel::route::FakeRoutes;
-    use longshore_kernel::sysctl::FakeSysctls;
     use serde_json::{Value, json};
     use tokio_util::sync::CancellationToken;
 
@@ -310,13 +306,7 @@ mod tests {
     #[tokio::test]
     async fn a_daemon_without_pods_serves_the_slices_of_files() {
         let node = std::net::IpAddr::from([192, 168, 0, 1]);
-        let kernel = Kernel {
-            ipvs: Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(nix::errno::Errno::ENOENT)))),
-            nft: Arc::new(FakeNft::new()),
-            routes: Arc::new(FakeRoutes::new(node)),
-            flows: None,
-            sysctls: Arc::new(FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
-        };
+        let kernel = Kernel::fake(Arc::new(FakeNft::new()), node);
         let stop = CancellationToken::new();
         let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", vec![node]);
         let open = OpenKernel::new(move || Ok(kernel.clone()));

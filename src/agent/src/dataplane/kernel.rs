@@ -66,6 +66,20 @@ impl Kernel {
             sysctls: Arc::new(RealSysctls::default()),
         })
     }
+
+    /// A fake one of a node with this address: nf_tables, and no IPVS nor connection tracker.
+    #[cfg(test)]
+    pub(crate) fn fake(nft: Arc<longshore_kernel::nft::FakeNft>, address: std::net::IpAddr) -> Self {
+        use longshore_kernel::netlink::{NetlinkError, Refusal};
+        let no_ipvs = NetlinkError::Refused(Refusal::new(nix::errno::Errno::ENOENT));
+        Kernel {
+            ipvs: Err(IpvsError::Unavailable(no_ipvs)),
+            nft,
+            routes: Arc::new(longshore_kernel::route::FakeRoutes::new(address)),
+            flows: None,
+            sysctls: Arc::new(longshore_kernel::sysctl::FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
+        }
+    }
 }
 
 /// Opens the kernel's interfaces; asked again while they are missing, so that a module loaded later is

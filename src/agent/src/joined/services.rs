@@ -253,11 +253,7 @@ mod tests {
 
     use jiff::Timestamp;
     use longshore_cluster::fake::FakeApi;
-    use longshore_kernel::ipvs::IpvsError;
-    use longshore_kernel::netlink::{NetlinkError, Refusal};
     use longshore_kernel::nft::FakeNft;
-    use longshore_kernel::route::FakeRoutes;
-    use longshore_kernel::sysctl::FakeSysctls;
     use serde_json::{Value, json};
     use tokio_util::sync::CancellationToken;
 
@@ -274,13 +270,7 @@ mod tests {
     /// A dataplane on fakes that hears of the Services of this server.
     fn follow(api: &FakeApi) -> DataplaneHandle {
         let address = IpAddr::from([192, 168, 0, 1]);
-        let kernel = Kernel {
-            ipvs: Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(nix::errno::Errno::ENOENT)))),
-            nft: Arc::new(FakeNft::new()),
-            routes: Arc::new(FakeRoutes::new(address)),
-            flows: None,
-            sysctls: Arc::new(FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
-        };
+        let kernel = Kernel::fake(Arc::new(FakeNft::new()), address);
         let config = DataplaneConfig::new(ModeRequest::Nftables, "n1", vec![address]);
         let clock = Clock::following_tokio(Timestamp::from_second(1_800_000_000).unwrap());
         let open = OpenKernel::new(move || Ok(kernel.clone()));

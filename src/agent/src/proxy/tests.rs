@@ -7,11 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use longshore_core::ids::ObjectKey;
 use longshore_kernel::conntrack::FakeConntrack;
-use longshore_kernel::ipvs::IpvsError;
-use longshore_kernel::netlink::{NetlinkError, Refusal};
 use longshore_kernel::nft::FakeNft;
-use longshore_kernel::route::FakeRoutes;
-use longshore_kernel::sysctl::FakeSysctls;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,11 +32,8 @@ impl Proxy {
         let node = IpAddr::from([127, 0, 0, 1]);
         let nft = Arc::new(FakeNft::new());
         let kernel = Kernel {
-            ipvs: Err(IpvsError::Unavailable(NetlinkError::Refused(Refusal::new(Errno::ENOENT)))),
-            nft: nft.clone(),
-            routes: Arc::new(FakeRoutes::new(IpAddr::from([192, 168, 0, 1]))),
             flows: Some(Arc::new(TrackedFlows(FakeConntrack::new(&[])))),
-            sysctls: Arc::new(FakeSysctls::new(&[("net/ipv4/ip_forward", "1")])),
+            ..Kernel::fake(nft.clone(), IpAddr::from([192, 168, 0, 1]))
         };
         let config = DataplaneConfig {
             node_port_addresses: Some(longshore_core::ruleset::node::NodePortAddresses::All),

@@ -2,6 +2,7 @@
 //! of its two ends and nothing else. The API server and the runtime are fakes.
 
 mod attacks;
+mod figures;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use longshore_cluster::ApiError;
-use longshore_core::certificates::{CertificateFacts, Purpose, x509};
 use longshore_core::ids::{ContainerId, PodKey, PodUid, SandboxId};
 use longshore_core::kubelet_api::access::User;
 use longshore_core::kubelet_api::route::Verb;
@@ -31,14 +31,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::callers::Callers;
 use super::routes::Guarded;
 use super::*;
-use crate::certificates::CertificateState;
 use crate::config::{CallerRules, ProbeSettings, RightsRules, ServerTls};
 use crate::probes::attempt::RealAttempt;
 use crate::probes::exec::RuntimeExec;
@@ -216,7 +214,7 @@ impl TestServer {
                 started: jiff::Timestamp::now(),
                 requests: metrics::Requests::default(),
                 clock: Clock::System,
-                certificates: Certificates { client: Some(client_state()), serving: None },
+                certificates: Certificates { client: Some(figures::client_state()), serving: None },
                 shown: shown.clone(),
             },
             checkpoints: checkpoint::Checkpoints {
@@ -574,63 +572,6 @@ async fn the_api_servers_word_is_kept_and_its_silence_lets_nobody_in() {
     assert_eq!(server.ask(None, "GET", "/pods", other).await.0, 401);
     server.reviews.down.store(false, Ordering::Relaxed);
     assert_eq!(server.ask(None, "GET", "/pods", other).await.0, 403, "no failure was kept");
-}
-
-#[tokio::test]
-async fn metrics_and_statistics_have_their_forms() {
-    let server = TestServer::start().await;
-    let (status, text) = server.admin("GET", "/metrics").await;
-    assert_eq!(status, 200);
-    for line in [
-        "kubelet_node_name{node=\"node\"} 1",
-        "kubelet_http_requests_total{long_running=\"false\",method=\"GET\",path=\"metrics\",server_type=\"readwrite\"} 1",
-    ] {
-        assert!(text.lines().any(|known| known == line), "{line} in\n{text}");
-    }
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let value = line.rsplit(' ').next().unwrap();
-        assert!(value.parse::<f64>().is_ok(), "{line}");
-    }
-    let (status, text) = server.admin("GET", "/stats/summary").await;
-    let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((status, &summary["node"]["nodeName"]), (200, &json!("node")));
-    assert_eq!(summary["pods"][0]["containers"][0]["name"], "c");
-    let (_, text) = server.admin("GET", "/metrics/resource").await;
-    assert!(text.contains("\nnode_memory_working_set_bytes "), "{text}");
-    let (_, text) = server.admin("GET", "/pods").await;
-    let pods: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(pods["items"][0]["status"]["containerStatuses"][0]["name"], "c");
-    let (_, text) = server.admin("GET", "/configz").await;
-    assert_eq!(text, "{\"kubeletconfig\":{\"port\":10250}}");
-}
-
-/// A client certificate that lasts for almost two hours.
-fn client_state() -> watch::Receiver<CertificateState> {
-    let facts = x509::read_certificate(Authority::new().pem.as_bytes()).unwrap();
-    let not_after = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(7199);
-    let state = CertificateState {
-        purpose: Purpose::Client,
-        path: "client.pem".into(),
-        facts: Some(CertificateFacts { not_after, ..facts }),
-        waits: None,
-        problem: None,
-    };
-    watch::channel(state).1
-}
-
-#[tokio::test]
-async fn metrics_say_how_long_certificates_last() {
-    let server = TestServer::start().await;
-    let (_, text) = server.admin("GET", "/metrics").await;
-    let seconds = |which: &str| -> i64 {
-        let start = format!("kubelet_certificate_manager_{which}_ttl_seconds ");
-        text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
-    };
-    assert!((7000..7200).contains(&seconds("client")), "{}", seconds("client"));
-    let shown = server.shown.current().unwrap();
-    let ends = x509::read_der(&shown.cert[0]).unwrap().not_after;
-    let left = ends.duration_since(jiff::Timestamp::now()).as_secs();
-    assert!((seconds("server") - left).abs() < 100, "{} and {left}", seconds("server"));
 }
 
 #[tokio::test]
