@@ -168,13 +168,16 @@ impl Running {
         Running { handle, stop, task: tokio::spawn(task) }
     }
 
-    /// Tell everything and wait until it is in the kernel; in milliseconds.
+    /// Tell everything and wait until it is in the kernel, whole; in milliseconds.
     async fn fill(&self, changes: Vec<Change>) -> f64 {
         let mut synced = self.handle.synced();
         let began = Instant::now();
         changes.into_iter().for_each(|change| self.handle.tell(change));
         synced.wait_for(|synced| *synced).await.expect("the dataplane task lives");
-        milliseconds(began)
+        let took = milliseconds(began);
+        let view = self.handle.view();
+        assert_eq!((view.counters.refusals, view.failures.first()), (0, None), "the kernel took everything");
+        took
     }
 
     /// Tell one change and wait until the kernel has taken what follows from it; in milliseconds.
