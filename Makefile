@@ -56,5 +56,5 @@ node-shell: deps ## boot the same node with the examples running and log in
 	@$(INTEGRATION) shell
 
 bench: ## figures of the release build, one JSON line each in target/bench/; ONLY=NAME for one (`integration bench --help`)
-	@scripts/install-deps build netns node
+	@scripts/install-deps build netns node vm
 	@$(INTEGRATION) bench $(ONLY)

@@ -1,7 +1,8 @@
 //! Figures of the Service dataplane in nftables mode and in iptables mode by both variants of the programs,
 //! in network namespaces of its own: a full sync, one endpoint changed, growth, restart, audit, memory of
-//! the daemon, and connections through a Service; and, where it is asked for, in IPVS mode in the kernel guest.
-//! `cargo bench -p longshore-integration --bench services [-- NAME...]`; one JSON line each goes to
+//! the daemon, and connections through a Service; and in IPVS mode in the kernel guest.
+//! `make bench ONLY=services`, or `cargo bench -p longshore-integration --bench services -- NAME...` for some
+//! (`main` has the names; `--daemon=FILE` is whose memory is measured). One JSON line each goes to
 //! `target/bench/services.jsonl`. Figures are reported, never asserted.
 
 mod ipvs;
@@ -57,12 +58,8 @@ impl Report {
     fn new() -> Report {
         let folder = workspace().join("target/bench");
         fs::create_dir_all(&folder).expect("a folder for the figures and inputs");
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(folder.join("services.jsonl"))
-            .expect("a file for the output");
-        Report(file)
+        // In place of those of an earlier run.
+        Report(File::create(folder.join("services.jsonl")).expect("a file for the output"))
     }
 
     fn tell(&mut self, figure: Figure<'_>) {
@@ -455,9 +452,13 @@ fn connections(report: &mut Report) {
     }
 }
 
+/// Whose memory is measured, where no other is named.
+const DAEMON: &str = "target/release/longshore";
+
 fn main() {
-    let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let wanted = |name: &str| asked.is_empty() || asked.iter().any(|word| word == name);
+    let (options, names): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|word| word.starts_with('-'));
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|word| word == name);
     let mut report = Report::new();
     for (name, services, endpoints) in
         [("1000", 1000, 10), ("10000", 10_000, 10), ("40000", 40_000, 10), ("250000-endpoints", 25_000, 10)]
@@ -478,10 +479,10 @@ fn main() {
         connections(&mut report);
     }
     if wanted("memory") {
-        memory::run(&mut report);
+        let named = options.iter().find_map(|word| word.strip_prefix("--daemon="));
+        memory::run(&mut report, &workspace().join(named.unwrap_or(DAEMON)));
     }
-    // It boots a guest, which has to be fetched first: only where it is named.
-    if asked.iter().any(|word| word == "ipvs") {
+    if wanted("ipvs") {
         ipvs::run(&mut report);
     }
 }

@@ -18,7 +18,7 @@ use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::{Figure, NFTABLES, Report, cluster_ip, command, service_json, slice_json, workspace};
+use super::{Figure, NFTABLES, Report, cluster_ip, command, service_json, slice_json};
 
 /// How long the daemon may take to fill the table.
 const FILLED_WITHIN: Duration = Duration::from_secs(120);
@@ -29,14 +29,14 @@ const IN_ONE_FILE: usize = 200;
 /// After that it has nothing to do.
 const SETTLING: Duration = Duration::from_secs(5);
 
-pub(super) fn run(report: &mut Report) {
+pub(super) fn run(report: &mut Report, program: &Path) {
     for (services, endpoints) in [(10usize, 10usize), (10_000, 10)] {
-        of_control_plane(report, services, endpoints);
-        of_files(report, services, endpoints);
+        of_control_plane(report, program, services, endpoints);
+        of_files(report, program, services, endpoints);
     }
 }
 
-fn of_control_plane(report: &mut Report, services: usize, endpoints: usize) {
+fn of_control_plane(report: &mut Report, program: &Path, services: usize, endpoints: usize) {
     let api = FakeApi::default();
     for number in 0..services {
         api.put(&format!("/api/v1/namespaces/bench/services/s{number}"), service_json(number));
@@ -50,14 +50,14 @@ fn of_control_plane(report: &mut Report, services: usize, endpoints: usize) {
         let runtime = Runtime::new().expect("a runtime");
         let kubeconfig = folder.path().join("kubeconfig");
         runtime.block_on(serve(api, &kubeconfig));
-        let mut daemon = daemon(folder.path());
+        let mut daemon = daemon(program, folder.path());
         daemon.args(["--hostname-override", "n1"]).arg("--kubeconfig").arg(kubeconfig);
         measure(report, daemon, ("a control plane", folder.path()), (services, endpoints), |_| {});
     })
     .expect("the step in its namespace succeeds");
 }
 
-fn of_files(report: &mut Report, services: usize, endpoints: usize) {
+fn of_files(report: &mut Report, program: &Path, services: usize, endpoints: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let manifests = folder.path().join("manifests");
     fs::create_dir(&manifests).expect("a folder for the figures and inputs");
@@ -67,7 +67,7 @@ fn of_files(report: &mut Report, services: usize, endpoints: usize) {
     }
     netns::run_in_new(|| {
         command("ip link set lo up");
-        let mut daemon = daemon(folder.path());
+        let mut daemon = daemon(program, folder.path());
         daemon.arg("--standalone").arg("--manifests").arg(&manifests);
         measure(report, daemon, ("files", folder.path()), (services, endpoints), |report| {
             edits(report, &manifests, (services, endpoints));
@@ -150,8 +150,8 @@ async fn serve(api: FakeApi, kubeconfig: &Path) {
     fs::write(kubeconfig, text.to_string()).expect("the kubeconfig is written");
 }
 
-fn daemon(folder: &Path) -> Command {
-    let mut daemon = Command::new(workspace().join("target/release/longshore"));
+fn daemon(program: &Path, folder: &Path) -> Command {
+    let mut daemon = Command::new(program);
     daemon
         .args([
             "agent",

@@ -1,7 +1,8 @@
 //! `make bench`: figures of the release build, one JSON line each in `target/bench/`, with the goal and the peer's
 //! figure where it was measured in the same place. Figures are reported, never asserted.
 //! One file per bench; what they share is `figure` (how a figure is told), `peers` (the kubelet's), `daemon` (a process
-//! that is looked at) and `node` (the daemon on a native node, with containerd or with the fake runtime).
+//! that is looked at) and `node` (the daemon on a native node, with containerd or with the fake runtime). Services are
+//! measured by a program of their own, `benches/services`, which can be run in part.
 
 mod daemon;
 mod delay;
@@ -14,9 +15,10 @@ mod peer;
 mod peers;
 mod ready;
 mod restart;
+mod services;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -42,11 +44,22 @@ pub enum Bench {
     /// Beside the real kubelet and kube-proxy, on the node of a real control plane: pods created to Ready; 1, 10, 50,
     /// 110 pods
     Peer,
+    /// Services by nftables and iptables in network namespaces, by IPVS in an emulated guest: full syncs, one change,
+    /// growth, connections, memory of the daemon
+    Services,
 }
 
 impl Bench {
-    const ALL: &'static [Bench] =
-        &[Bench::Delay, Bench::Ready, Bench::Memory, Bench::Idle, Bench::Restart, Bench::Logs, Bench::Peer];
+    const ALL: &'static [Bench] = &[
+        Bench::Delay,
+        Bench::Ready,
+        Bench::Memory,
+        Bench::Idle,
+        Bench::Restart,
+        Bench::Logs,
+        Bench::Peer,
+        Bench::Services,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -57,19 +70,25 @@ impl Bench {
             Bench::Restart => "restart",
             Bench::Logs => "logs",
             Bench::Peer => "peer",
+            Bench::Services => "services",
         }
     }
 
-    fn run(self, report: &mut Report) -> Result<()> {
-        match self {
-            Bench::Delay => delay::run(report),
-            Bench::Ready => ready::run(report),
-            Bench::Memory => memory::run(report),
-            Bench::Idle => idle::run(report),
-            Bench::Restart => restart::run(report),
-            Bench::Logs => logs::run(report),
-            Bench::Peer => peer::run(report),
-        }
+    fn run(self, binary: &Path, choice: &Choice) -> Result<()> {
+        let measure = match self {
+            Bench::Delay => delay::run,
+            Bench::Ready => ready::run,
+            Bench::Memory => memory::run,
+            Bench::Idle => idle::run,
+            Bench::Restart => restart::run,
+            Bench::Logs => logs::run,
+            Bench::Peer => peer::run,
+            Bench::Services => return services::run(binary),
+        };
+        let mut report = Report::create(self.name(), binary, choice)?;
+        measure(&mut report)?;
+        println!("written to {}", report.path().display());
+        Ok(())
     }
 }
 
@@ -101,9 +120,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     let benches = if choice.only.is_empty() { Bench::ALL } else { &choice.only };
     for bench in benches {
         println!("\n==== bench {}", bench.name());
-        let mut report = Report::create(bench.name(), &binary, choice)?;
-        bench.run(&mut report).with_context(|| format!("bench {}", bench.name()))?;
-        println!("written to {}", report.path().display());
+        bench.run(&binary, choice).with_context(|| format!("bench {}", bench.name()))?;
     }
     Ok(())
 }
