@@ -104,7 +104,7 @@ impl StandaloneServices {
                     services_changed = false;
                     self.wait_for_adopted(pods).await;
                     self.look_at_pods(state, known);
-                    self.dataplane.tell(ToDataplane::SourcesSynced);
+                    tell_synced(&self.dataplane);
                 }
             }
             next = self.news.try_recv().ok();
@@ -248,7 +248,7 @@ impl ServiceFiles {
 
     /// Every file was read once.
     pub fn synced(&self) {
-        self.dataplane.tell(ToDataplane::SourcesSynced);
+        tell_synced(&self.dataplane);
     }
 
     fn state(&self) -> MutexGuard<'_, FileState> {
@@ -282,6 +282,13 @@ impl SourceReads for ServiceFiles {
             ObjectKind::ConfigMap | ObjectKind::Secret => None,
         }
     }
+}
+
+/// Everything was heard. The ranges of Services' addresses are a control plane's to say: the pool here
+/// is only the default, and a lone machine may have neighbours in it.
+fn tell_synced(dataplane: &DataplaneHandle) {
+    dataplane.tell(ToDataplane::ServiceRanges(Vec::new()));
+    dataplane.tell(ToDataplane::SourcesSynced);
 }
 
 fn is_terminating(view: &PodView) -> bool {

@@ -63,6 +63,10 @@ impl Path {
         Self::group("discovery.k8s.io", "v1", "endpointslices")
     }
 
+    pub fn service_cidrs() -> Self {
+        Self::group("networking.k8s.io", "v1", "servicecidrs")
+    }
+
     pub fn lease(namespace: &str, name: &str) -> Self {
         Self::leases(namespace).then(name)
     }

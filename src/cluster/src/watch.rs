@@ -151,14 +151,23 @@ impl Selector {
     }
 }
 
+/// Hears why the server does not let a collection be watched.
+type OnDenied = Box<dyn FnMut(&ApiError) + Send + Sync>;
+
 /// A collection to watch.
-#[derive(Debug)]
 pub struct Watch<T> {
     client: ApiClient,
     selector: Selector,
     /// The server refused a streaming list; pages are asked for instead.
     pages: bool,
+    on_denied: Option<OnDenied>,
     of: PhantomData<fn() -> T>,
+}
+
+impl<T> fmt::Debug for Watch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("selector", &self.selector).field("pages", &self.pages).finish()
+    }
 }
 
 /// Why a watch has to be begun again.
@@ -172,7 +181,15 @@ enum Ended {
 
 impl<T: DeserializeOwned + Send> Watch<T> {
     pub fn new(client: ApiClient, selector: Selector) -> Self {
-        Self { client, selector, pages: false, of: PhantomData }
+        Self { client, selector, pages: false, on_denied: None, of: PhantomData }
+    }
+
+    /// For a collection one can do without: hears of each answer that the server does not have it (404) or
+    /// does not show it (403), instead of a warning in the log. The watch goes on asking.
+    #[must_use]
+    pub fn on_denied(mut self, hear: impl FnMut(&ApiError) + Send + Sync + 'static) -> Self {
+        self.on_denied = Some(Box::new(hear));
+        self
     }
 
     /// Watches for ever; `sink` gets the news in order. Ends only by being dropped.
@@ -222,7 +239,10 @@ impl<T: DeserializeOwned + Send> Watch<T> {
         if version.is_none() && error.code().is_some_and(is_refusal_of_streaming) {
             self.pages = true;
         }
-        if first {
+        let denied = matches!(error.code(), Some(403 | 404));
+        if let Some(hear) = self.on_denied.as_mut().filter(|_| denied) {
+            hear(error);
+        } else if first {
             tracing::warn!(path = self.selector.path.plain(), "watch: {}", error.one_line());
         } else {
             tracing::debug!(path = self.selector.path.plain(), "watch: {}", error.one_line());

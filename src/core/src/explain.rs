@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::ruleset::Protocol;
+use crate::ruleset::chains;
 use crate::ruleset::desired::{BackEnd, Desired};
 use crate::ruleset::diff;
 use crate::ruleset::ipvs::{RealServerKey, VirtualServerKey};
@@ -14,6 +15,7 @@ use crate::ruleset::model::{ServicePortState, Target};
 use crate::ruleset::object::{Claim, ObjectKey, ObjectValue};
 use crate::ruleset::render_ipvs;
 use crate::ruleset::trace::{self, Delivery, Fate, Origin, Packet, Rules};
+use crate::service::cidr::Cidr;
 use crate::service::eligibility::{self, Standing};
 use crate::service::frontends::FrontendKind;
 use crate::service::table::ServiceTable;
@@ -261,6 +263,12 @@ fn sentence(facts: Facts<'_>, answer: &Explanation) -> String {
             format!("{head}: refused, its {used} usable endpoints are not in the kernel yet")
         }
         Fate::Rejected => format!("{head}: refused, none of its {known} endpoints is usable"),
+        Fate::Dropped
+            if used > 0
+                && let Some((endpoint, range)) = endpoint_in_range(facts, answer) =>
+        {
+            format!("{head}: dropped, its endpoint {endpoint} is in {range}, a range of Services' addresses")
+        }
         Fate::Dropped if used > 0 => {
             format!("{head}: dropped, {} is not in loadBalancerSourceRanges", answer.src)
         }
@@ -289,7 +297,27 @@ fn unmatched_sentence(facts: Facts<'_>, answer: &Explanation, at: &str) -> Strin
             "{at} is this host's own: no Service has that node port, a process of the host may answer"
         );
     }
+    if answer.fate == Fate::Dropped
+        && let Some(range) = service_range(facts, addr)
+    {
+        return format!(
+            "{at} is dropped: no Service has {addr}, which is in {range}, a range of Services' addresses"
+        );
+    }
     format!("{at} belongs to no Service this node knows: the packet is routed like any other")
+}
+
+/// The range of Services' addresses in force that holds this one.
+fn service_range(facts: Facts<'_>, addr: IpAddr) -> Option<Cidr> {
+    let ranges = chains::service_ranges(facts.rules?.table, addr.is_ipv6());
+    ranges.into_iter().find(|range| range.contains(addr))
+}
+
+/// A used endpoint that has an address only a Service should have.
+fn endpoint_in_range(facts: Facts<'_>, answer: &Explanation) -> Option<(SocketAddr, Cidr)> {
+    let used = answer.candidates.iter().filter(|candidate| candidate.used);
+    used.map(|candidate| candidate.endpoint)
+        .find_map(|endpoint| Some((endpoint, service_range(facts, endpoint.ip())?)))
 }
 
 fn next_step(facts: Facts<'_>, answer: &Explanation) -> Option<String> {
@@ -333,7 +361,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ruleset::world::{NODE_IP, World, addr};
+    use crate::ruleset::chains::ChainConfig;
+    use crate::ruleset::world::{self, NODE_IP, World, addr};
 
     const POD: (Origin, &str) = (Origin::Pod, "10.244.1.9");
     const OUTSIDE: (Origin, &str) = (Origin::Outside, "203.0.113.7");
@@ -424,6 +453,43 @@ mod tests {
                 step.contains(next.unwrap_or("")) && (next.is_some() || step.is_empty()),
                 "{dst}: {step:?}"
             );
+        }
+    }
+
+    #[test]
+    fn an_address_of_the_range_that_nobody_has_is_dropped_and_the_reason_said() {
+        let ranges = ["10.96.0.0/16", "10.245.0.0/16"].map(|text| text.parse().unwrap());
+        let mut world =
+            World::nftables(ChainConfig { service_ranges: ranges.to_vec(), ..world::chain_config() });
+        for (name, at, endpoint) in [("web", "10.96.0.1", "10.244.1.1"), ("odd", "10.96.0.2", "10.245.1.1")] {
+            world.service(name, json!({"clusterIP": at, "ports": [{"name": "p", "port": 80}]}), &[]);
+            world.endpoints(name, &[endpoint]);
+        }
+        world.settle(true);
+        let table = [
+            (
+                "10.96.0.77:80",
+                "10.96.0.77:80/tcp is dropped: no Service has 10.96.0.77, which is in 10.96.0.0/16, a range of Services' addresses",
+            ),
+            (
+                "10.97.0.77:80",
+                "10.97.0.77:80/tcp belongs to no Service this node knows: the packet is routed like any other",
+            ),
+            (
+                "10.96.0.1:22",
+                "10.96.0.1:22/tcp is refused: no Service port is there; 10.96.0.1 serves 80 (ns/web:p/tcp)",
+            ),
+            (
+                "10.96.0.1:80",
+                "10.96.0.1:80/tcp is port p of Service ns/web (ClusterIP, policy Cluster): a connection from a pod goes to one of 1 endpoint, keeping the client's address",
+            ),
+            (
+                "10.96.0.2:80",
+                "10.96.0.2:80/tcp is port p of Service ns/odd (ClusterIP, policy Cluster): dropped, its endpoint 10.245.1.1:8080 is in 10.245.0.0/16, a range of Services' addresses",
+            ),
+        ];
+        for (dst, sentence) in table {
+            assert_eq!(ask(&world, POD, dst).sentence, sentence);
         }
     }
 

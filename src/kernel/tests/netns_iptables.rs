@@ -150,6 +150,7 @@ impl Plane {
                 masquerade_all: false,
                 cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
                 pod_interface: None,
+                service_ranges: Vec::new(),
             },
             node_ports: NodePortAddresses::All,
             ..IptSettings::default()

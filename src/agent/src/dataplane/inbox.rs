@@ -31,6 +31,7 @@ struct Pending {
     lacking: BTreeMap<ObjectKey, Vec<String>>,
     zone: Option<Option<String>>,
     pod_networks: Option<Vec<Cidr>>,
+    service_ranges: Option<Vec<Cidr>>,
     host_addresses: bool,
     sources_synced: bool,
 }
@@ -52,7 +53,11 @@ impl Inbox {
             Change::Service(_) | Change::ServiceGone(_) => self.metrics.service_queued(self.clock.now()),
             Change::Slice(_) | Change::SliceGone(_) => self.metrics.endpoints_queued(self.clock.now()),
             Change::SourcesSynced => self.complete.store(true, Ordering::Relaxed),
-            Change::Lacking(..) | Change::Zone(_) | Change::PodNetworks(_) | Change::HostAddresses => {}
+            Change::Lacking(..)
+            | Change::Zone(_)
+            | Change::PodNetworks(_)
+            | Change::ServiceRanges(_)
+            | Change::HostAddresses => {}
         }
         if self.complete.load(Ordering::Relaxed) {
             self.health.queue();
@@ -67,6 +72,7 @@ impl Inbox {
                 Change::Lacking(key, lacking) => drop(pending.lacking.insert(key, lacking)),
                 Change::Zone(zone) => pending.zone = Some(zone),
                 Change::PodNetworks(networks) => pending.pod_networks = Some(networks),
+                Change::ServiceRanges(ranges) => pending.service_ranges = Some(ranges),
                 Change::HostAddresses => pending.host_addresses = true,
                 Change::SourcesSynced => pending.sources_synced = true,
             }
@@ -84,9 +90,10 @@ impl Inbox {
     pub(super) fn take(&self) -> Vec<Change> {
         let pending = std::mem::take(&mut *self.lock());
         let mut changes =
-            Vec::with_capacity(pending.slices.len() + pending.services.len() + pending.lacking.len() + 4);
+            Vec::with_capacity(pending.slices.len() + pending.services.len() + pending.lacking.len() + 5);
         changes.extend(pending.zone.map(Change::Zone));
         changes.extend(pending.pod_networks.map(Change::PodNetworks));
+        changes.extend(pending.service_ranges.map(Change::ServiceRanges));
         for (key, slice) in pending.slices {
             changes.push(slice.map_or(Change::SliceGone(key), Change::Slice));
         }

@@ -14,6 +14,8 @@ mod inbox;
 mod iptables;
 mod kernel;
 mod metrics;
+#[cfg(test)]
+mod ranges_tests;
 mod settings;
 mod task;
 #[cfg(test)]
@@ -106,6 +108,7 @@ impl DataplaneConfig {
                 masquerade_all: false,
                 cluster_cidrs: Vec::new(),
                 pod_interface: None,
+                service_ranges: Vec::new(),
             },
             by_pod_networks: false,
             node_port_addresses: None,
@@ -205,6 +208,7 @@ fn chains(settings: &DataplaneSettings, warnings: &mut Vec<String>) -> ChainConf
         masquerade_all: false,
         cluster_cidrs: Vec::new(),
         pod_interface: None,
+        service_ranges: Vec::new(),
     };
     match &settings.detect_local {
         config::DetectLocal::ClusterCidr(within) => chains.cluster_cidrs = cidrs(within),
@@ -240,6 +244,9 @@ pub enum Change {
     Zone(Option<String>),
     /// The node's own pod networks, as its Node object has them: `detectLocalMode: NodeCIDR`.
     PodNetworks(Vec<Cidr>),
+    /// The ranges Services get their addresses from, as the control plane's ServiceCIDRs say; none where
+    /// there is nobody to say it. In force once Services are.
+    ServiceRanges(Vec<Cidr>),
     /// An interface or address of the host changed.
     HostAddresses,
     /// Every source has told all it has: from now on what nobody wants is removed, and nothing is

@@ -9,6 +9,7 @@ mod pods;
 mod recorder;
 mod references;
 mod runtime_classes;
+mod service_cidrs;
 mod services;
 mod static_pods;
 mod statuses;

@@ -14,6 +14,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::service_cidrs;
 use crate::dataplane::{Change, DataplaneHandle};
 use crate::node::Node;
 use crate::pods::Clock;
@@ -89,7 +90,14 @@ impl ClusterServices {
                 }
             }
         };
-        tokio::select! { _ = watching => {}, () = taking => {}, () = telling => {}, () = writer.run() => {} }
+        let ranges = service_cidrs::follow(self.client.clone(), self.dataplane.clone());
+        tokio::select! {
+            _ = watching => {}
+            () = taking => {}
+            () = telling => {}
+            () = ranges => {}
+            () = writer.run() => {}
+        }
     }
 
     /// Answers whether Services changed, after all of them were told once.
@@ -252,7 +260,10 @@ mod tests {
     use std::net::IpAddr;
 
     use jiff::Timestamp;
-    use longshore_cluster::fake::FakeApi;
+    use longshore_cluster::fake::{FakeApi, Fault};
+    use longshore_core::explain::Query;
+    use longshore_core::ruleset::Protocol;
+    use longshore_core::ruleset::trace::Origin;
     use longshore_kernel::nft::FakeNft;
     use serde_json::{Value, json};
     use tokio_util::sync::CancellationToken;
@@ -261,6 +272,7 @@ mod tests {
     use crate::dataplane::{DataplaneConfig, Kernel, ModeRequest, OpenKernel, dataplane};
 
     const SERVICES: &str = "/api/v1/namespaces/ns/services/";
+    const RANGE: &str = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
     const SLICE_OF_WEB: &str = "/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices/web-1";
 
     fn uid(number: u32) -> String {
@@ -357,6 +369,47 @@ mod tests {
         assert_eq!(told(&api), all);
         assert!(!shown(&dataplane.view()).contains("ns/unread"), "{:?}", dataplane.view());
     }
+    /// What `svc explain` says of an address in the range that no Service has, once Services are there.
+    async fn said_of_nobody(dataplane: &DataplaneHandle) -> String {
+        dataplane.synced().wait_for(|synced| *synced).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let query = Query {
+            dst: "10.96.0.77:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            origin: Origin::Pod,
+            src: IpAddr::from([10, 244, 1, 9]),
+        };
+        dataplane.explain(query).await.unwrap().sentence
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_the_range_that_no_service_has_are_dropped_while_it_is_known() {
+        let api = FakeApi::default();
+        let range =
+            json!({"metadata": {"name": "kubernetes", "uid": uid(9)}, "spec": {"cidrs": ["10.96.0.0/16"]}});
+        api.put(RANGE, range);
+        let dataplane = follow(&api);
+        assert_eq!(
+            said_of_nobody(&dataplane).await,
+            "10.96.0.77:80/tcp is dropped: no Service has 10.96.0.77, which is in 10.96.0.0/16, a range of \
+             Services' addresses"
+        );
+        api.remove(RANGE);
+        assert!(said_of_nobody(&dataplane).await.ends_with("routed like any other"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_shows_no_ranges_holds_no_service_up() {
+        for code in [403, 404] {
+            let api = FakeApi::default();
+            api.order("GET", "/apis/networking.k8s.io/v1/servicecidrs", u32::MAX, Fault::Refuse(code, None));
+            put(&api, "web", 1, json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
+            let dataplane = follow(&api);
+            assert!(said_of_nobody(&dataplane).await.ends_with("routed like any other"));
+            assert_eq!(dataplane.list().await.unwrap().len(), 1, "{code}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_became_unreadable_is_served_as_it_was_until_it_is_deleted() {
         let api = FakeApi::default();

@@ -138,11 +138,14 @@ pub struct Node {
     pub zone: Option<String>,
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<String>,
+    /// What the cluster's ServiceCIDRs say; none is known by default.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<Cidr>,
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Node { zone: Some(ZONE.to_owned()), pod_cidrs: Vec::new() }
+        Node { zone: Some(ZONE.to_owned()), pod_cidrs: Vec::new(), service_cidrs: Vec::new() }
     }
 }
 
@@ -453,6 +456,7 @@ impl Case {
             masquerade_all: self.config.masquerade_all,
             cluster_cidrs,
             pod_interface,
+            service_ranges: self.node.service_cidrs.clone(),
         }
     }
 

@@ -18,6 +18,7 @@ use longshore_agent::dataplane::{
 use longshore_core::explain::Query;
 use longshore_core::ids::ObjectKey;
 use longshore_core::ruleset::Protocol;
+use longshore_core::ruleset::chains::ChainConfig;
 use longshore_core::ruleset::node::NodePortAddresses;
 use longshore_core::ruleset::trace::Origin;
 use longshore_kernel::netns::NetNs;
@@ -343,6 +344,7 @@ impl Daemon {
         let mut engine = Engine::new(config(case, way.mode), open);
         engine.start().await;
         engine.take(dataplane::Change::Zone(case.node.zone.clone()));
+        engine.take(dataplane::Change::ServiceRanges(case.node.service_cidrs.clone()));
         engine.take(dataplane::Change::SourcesSynced);
         Daemon { engine, mode: way.mode, reads_back: way.reads_back, told: BTreeSet::new() }
     }
@@ -401,7 +403,8 @@ fn config(case: &Case, mode: Mode) -> DataplaneConfig {
     let by_default = case.config.node_port_addresses.is_empty();
     let zero = case.config.node_port_addresses.iter().any(|text| text.ends_with("/0"));
     DataplaneConfig {
-        chains: case.chains(),
+        // Ranges are told, as everything of the control plane is.
+        chains: ChainConfig { service_ranges: Vec::new(), ..case.chains() },
         tuning: PerMode { nftables: tuning, ipvs: tuning, iptables: tuning },
         node_port_addresses: match asked {
             _ if by_default => None,

@@ -66,6 +66,9 @@ pub struct ChainConfig {
     pub cluster_cidrs: Vec<Cidr>,
     /// The interface pods' packets come in by, where that is how they are told.
     pub pod_interface: Option<PodInterface>,
+    /// nftables mode: where Services get their addresses from, as ServiceCIDRs say, none within another.
+    /// An address there that no Service has is nobody's, and packets to it are dropped.
+    pub service_ranges: Vec<Cidr>,
 }
 
 /// How pods are told by the interface their packets come in by.
@@ -92,7 +95,10 @@ impl PodInterface {
 
 /// Before connection tracking's translation and before IPVS takes locally made packets (-98).
 const BEFORE_IPVS: i32 = -150;
-const DSTNAT: i32 = -100;
+/// Where destinations are rewritten.
+pub(super) const DSTNAT: i32 = -100;
+/// Where filters usually stand, behind that.
+const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 const AFTER_SRCNAT: i32 = 110;
 /// `RTN_LOCAL`: one of this host's addresses.
@@ -151,7 +157,44 @@ pub fn nftables_table(config: &ChainConfig, ipv6: bool) -> NftTable {
     outside.extend(from_pods(config, ipv6));
     outside.push(spread_by(data.outside, ipv6));
     table.chains.insert("outside".to_owned(), Chain { base: None, rules: outside });
+    add_ranges(&mut table, &config.service_ranges, ipv6);
     table
+}
+
+/// Drop what goes to an address of a Service's range that still is its destination behind the rewriting:
+/// no Service has it, neither here nor with another proxy. As kube-proxy does in its nftables mode, that
+/// holds for what is forwarded and what the node sends; an address of the host itself is not forwarded to.
+fn add_ranges(table: &mut NftTable, ranges: &[Cidr], ipv6: bool) {
+    let mut set = Set::new(SetId::ServiceRanges.spec(ipv6));
+    for range in ranges.iter().filter(|range| range.first().is_ipv6() == ipv6) {
+        let key = ElementKey::range(&[Value::Addr(range.first())], &[Value::Addr(range.last())]);
+        let element = Element::key(key);
+        set.elements.insert(element.key, element.value);
+    }
+    table.sets.insert(SetId::ServiceRanges.name().to_owned(), set);
+    for (name, hook) in [("forward", Hook::Forward), ("output-translated", Hook::Output)] {
+        let base = Some(base(ChainType::Filter, hook, FILTER));
+        table.chains.insert(name.to_owned(), Chain { base, rules: vec![new_connections_to("unallocated")] });
+    }
+    let unallocated = vec![
+        Expr::load(HeaderField::daddr(ipv6), R0),
+        lookup(SetId::ServiceRanges, LookupTarget::Hit),
+        Expr::Verdict(Verdict::Drop),
+    ];
+    let rule = Rule::new(unallocated).commented("no Service has this address of their range");
+    table.chains.insert("unallocated".to_owned(), Chain { base: None, rules: vec![rule] });
+}
+
+/// The ranges of Services' addresses that a table of ours holds.
+pub fn service_ranges(table: &NftTable, ipv6: bool) -> Vec<Cidr> {
+    let set = table.sets.get(SetId::ServiceRanges.name());
+    let addr = |packed: &Packed| match *packed.values(&SetId::ServiceRanges.spec(ipv6).key)?.as_slice() {
+        [Value::Addr(addr)] => Some(addr),
+        _ => None,
+    };
+    let range =
+        |key: &ElementKey| Cidr::spanning(addr(&key.start)?, addr(key.end.as_deref().unwrap_or(&key.start))?);
+    set.into_iter().flat_map(|set| set.elements.keys()).filter_map(range).collect()
 }
 
 /// The rules of a chain that spreads: a client that is remembered goes where it went, where that is

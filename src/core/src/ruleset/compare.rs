@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::desired::Desired;
 use super::diff::Applied;
 use super::nft::NftTable;
-use super::object::{Claim, ObjectKey, ObjectValue, Spread, TABLE};
+use super::object::{Claim, ObjectKey, ObjectValue, SetId, Spread, TABLE};
 use super::places;
 
 /// How an object differs.
@@ -105,12 +105,9 @@ pub fn table_differences(wanted: &NftTable, found: Option<&NftTable>, ipv6: bool
         all.push(frame(deviation, format!("chain {name} of table {family} {TABLE}")));
     }
     for (name, set) in &wanted.sets {
+        let counts = SetId::from_name(name).is_some_and(SetId::is_fixed);
         let deviation = match found.sets.get(name) {
-            Some(have)
-                if have.spec == set.spec && (set.elements.is_empty() || have.elements == set.elements) =>
-            {
-                continue;
-            }
+            Some(have) if have.spec == set.spec && (!counts || have.elements == set.elements) => continue,
             Some(_) => Deviation::Different,
             None => Deviation::Missing,
         };

@@ -47,6 +47,8 @@ pub enum SetId {
     LocalMembers,
     /// nftables mode: `client . cluster address . protocol . port` -> endpoint, made by packets.
     Affinity,
+    /// nftables mode: the ranges that Services get their addresses from. Changes with ServiceCIDRs alone.
+    ServiceRanges,
 }
 
 /// The most clients that are remembered in a family; a client beyond that is served, and not kept on
@@ -56,7 +58,7 @@ const MAX_REMEMBERED: u32 = 1 << 18;
 const REMEMBERED_MS: u64 = 10_800_000;
 
 impl SetId {
-    pub const ALL: [SetId; 13] = [
+    pub const ALL: [SetId; 14] = [
         SetId::Frontends,
         SetId::ServiceIps,
         SetId::Restricted,
@@ -70,6 +72,7 @@ impl SetId {
         SetId::Members,
         SetId::LocalMembers,
         SetId::Affinity,
+        SetId::ServiceRanges,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -87,13 +90,19 @@ impl SetId {
             SetId::Members => "members",
             SetId::LocalMembers => "local-members",
             SetId::Affinity => "affinity",
+            SetId::ServiceRanges => "service-ranges",
         }
     }
 
     /// Whether its elements are objects of Services: not those fixed with the chains, nor those that
     /// packets make.
     pub const fn holds_objects(self) -> bool {
-        !matches!(self, SetId::Classes | SetId::Affinity)
+        !self.is_fixed() && !matches!(self, SetId::Affinity)
+    }
+
+    /// Whether its elements stand with the fixed chains.
+    pub const fn is_fixed(self) -> bool {
+        matches!(self, SetId::Classes | SetId::ServiceRanges)
     }
 
     /// Whether it has the more elements the more Services there are.
@@ -116,6 +125,7 @@ impl SetId {
         match self {
             SetId::Frontends => SetSpec::map(&frontend, &[FieldType::Index]),
             SetId::ServiceIps => SetSpec::set(&[addr]),
+            SetId::ServiceRanges => SetSpec::set(&[addr]).interval(),
             SetId::Restricted => SetSpec::set(&frontend),
             SetId::Allowed => SetSpec::set(&with(&[addr])).interval(),
             SetId::Hairpin => SetSpec::set(&[addr, addr]),
@@ -433,7 +443,7 @@ fn element_claim(set: SetId, ipv6: bool, key: &ElementKey) -> Option<Claim> {
             let protocol = Protocol::from_number(*number)?;
             Some(Claim::Backends { cluster_ip: *addr, port: *port, protocol })
         }
-        (SetId::Classes | SetId::Affinity, _) => None,
+        (SetId::Classes | SetId::Affinity | SetId::ServiceRanges, _) => None,
         (_, [Value::Addr(addr), Value::Proto(number), Value::Port(port), ..]) => {
             let protocol = Protocol::from_number(*number)?;
             Some(Claim::Frontend { addr: *addr, port: *port, protocol })

@@ -80,6 +80,7 @@ impl Default for IptSettings {
                 masquerade_all: false,
                 cluster_cidrs: Vec::new(),
                 pod_interface: None,
+                service_ranges: Vec::new(),
             },
             node_ports: NodePortAddresses::All,
             localhost_node_ports: true,

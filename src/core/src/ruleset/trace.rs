@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::Protocol;
+use super::chains::DSTNAT;
 use super::desired::BackEnd;
 use super::diff::Applied;
 use super::ipvs::{RealServerKey, VirtualServerKey};
@@ -101,7 +102,7 @@ pub fn ipvs(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
     }
     let hook = if packet.origin == Origin::Node { Hook::Output } else { Hook::Input };
     let mut machine = Machine::new(rules, packet);
-    match machine.run_hook(ChainType::Filter, hook)? {
+    match machine.run_hook(ChainType::Filter, hook, ..)? {
         Outcome::Dropped => return Ok(Fate::Dropped),
         Outcome::Rejected => return Ok(Fate::Rejected),
         Outcome::Passed | Outcome::Masqueraded | Outcome::Translated(_) => {}
@@ -137,15 +138,29 @@ pub fn nftables(rules: Rules<'_>, packet: &Packet) -> Result<Fate, TraceError> {
     while choice < choices {
         let mut machine = Machine::new(rules, packet);
         machine.choose(choice);
-        match machine.run_hook(ChainType::Filter, hook)? {
+        match machine.run_hook(ChainType::Filter, hook, ..DSTNAT)? {
             Outcome::Dropped => return Ok(Fate::Dropped),
             Outcome::Rejected => return Ok(Fate::Rejected),
             Outcome::Passed | Outcome::Masqueraded | Outcome::Translated(_) => {}
         }
-        let Outcome::Translated(to) = machine.run_hook(ChainType::Nat, hook)? else {
-            let host = rules.node.host_addresses.contains(&packet.dst.ip());
-            return Ok(if host { Fate::Host } else { Fate::Forwarded });
+        let translated = match machine.run_hook(ChainType::Nat, hook, ..)? {
+            Outcome::Translated(to) => Some(to),
+            _ => None,
         };
+        let to = translated.unwrap_or(packet.dst);
+        let is_host = rules.node.host_addresses.contains(&to.ip());
+        let behind = match packet.origin {
+            Origin::Node => Some(Hook::Output),
+            Origin::Pod | Origin::Outside => (!is_host).then_some(Hook::Forward),
+        };
+        if let Some(hook) = behind
+            && machine.is_dropped_behind(hook, to)?
+        {
+            return Ok(Fate::Dropped);
+        }
+        if translated.is_none() {
+            return Ok(if is_host { Fate::Host } else { Fate::Forwarded });
+        }
         choices = machine.choices();
         deliveries.push(Delivery { to, masqueraded: machine.after_translation(to)? });
         choice += 1;

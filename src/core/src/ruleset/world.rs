@@ -40,6 +40,7 @@ pub(crate) fn chain_config() -> ChainConfig {
         masquerade_all: false,
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/64".parse().unwrap()],
         pod_interface: None,
+        service_ranges: Vec::new(),
     }
 }
 

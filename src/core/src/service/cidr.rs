@@ -69,6 +69,17 @@ impl Cidr {
         self.prefix
     }
 
+    /// The prefix from `first` to `last`, both included; `None` where that is no prefix.
+    pub fn spanning(first: IpAddr, last: IpAddr) -> Option<Cidr> {
+        let common = match (first, last) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros(),
+            _ => return None,
+        };
+        let cidr = Cidr::new(first, u8::try_from(common).ok()?)?;
+        (cidr.first() == first && cidr.last() == last).then_some(cidr)
+    }
+
     pub fn contains(&self, addr: IpAddr) -> bool {
         Cidr::new(addr, self.prefix).is_some_and(|same| same == *self)
             && addr.is_ipv6() == self.addr.is_ipv6()
@@ -112,6 +123,20 @@ impl fmt::Display for Cidr {
     }
 }
 
+/// The same addresses without prefixes that lie in others, in order. Two prefixes are apart or one is
+/// within the other, so that those left never overlap.
+pub fn outermost(mut cidrs: Vec<Cidr>) -> Vec<Cidr> {
+    // At the same first address the widest comes first.
+    cidrs.sort_unstable();
+    let mut kept: Vec<Cidr> = Vec::with_capacity(cidrs.len());
+    for cidr in cidrs {
+        if !kept.last().is_some_and(|outer| outer.contains(cidr.first())) {
+            kept.push(cidr);
+        }
+    }
+    kept
+}
+
 /// An address as old objects may carry it: octets with leading zeros are decimal, and an IPv4 address
 /// in IPv6 clothes is IPv4, as the API server has always read them.
 pub fn parse_addr(text: &str) -> Option<IpAddr> {
@@ -152,6 +177,24 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(parse_addr(text).map(|addr| addr.to_string()).as_deref(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_found_by_their_ends_and_kept_once() {
+        let all =
+            ["10.96.0.0/16", "fd00::/108", "10.96.1.0/24", "10.97.0.0/16", "10.96.0.0/12", "fd00::7/128"];
+        let parsed = all.map(|text| text.parse::<Cidr>().unwrap());
+        for cidr in parsed {
+            assert_eq!(Cidr::spanning(cidr.first(), cidr.last()), Some(cidr));
+        }
+        assert_eq!(
+            outermost(parsed.to_vec()),
+            ["10.96.0.0/12", "fd00::/108"].map(|text| text.parse().unwrap())
+        );
+        let ends = |first: &str, last: &str| Cidr::spanning(first.parse().unwrap(), last.parse().unwrap());
+        for (first, last) in [("10.0.0.1", "10.0.0.2"), ("10.0.0.0", "10.0.0.6"), ("10.0.0.0", "fd00::")] {
+            assert_eq!(ends(first, last), None, "{first} {last}");
         }
     }
 

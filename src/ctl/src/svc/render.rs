@@ -156,6 +156,7 @@ fn world(manifests: &Manifests, options: &RenderOptions) -> Offline {
         masquerade_all: options.masquerade_all,
         cluster_cidrs: options.cluster_cidr.clone(),
         pod_interface: None,
+        service_ranges: Vec::new(),
     };
     let back_end = match options.mode {
         RenderMode::Nftables => BackEnd::Nftables,

@@ -6,6 +6,7 @@ mod checked;
 mod compare;
 mod look;
 mod others;
+mod ranges;
 mod retire;
 mod start;
 mod views;
@@ -25,6 +26,7 @@ use longshore_core::ruleset::ipvs::{RealServerKey, VirtualServerKey};
 use longshore_core::ruleset::nft::NftTable;
 use longshore_core::ruleset::object::{Claim, DEVICE, Objects};
 use longshore_core::ruleset::render_ipvs::{self, NodeNetwork};
+use longshore_core::service::cidr::{self, Cidr};
 use longshore_core::service::problems::{ObjectProblem, Problems};
 use longshore_core::service::table::{ServiceTable, TableChange};
 use longshore_core::service::topology::NodeTopology;
@@ -129,6 +131,8 @@ pub struct Engine {
     checks: CheckedServices,
     retirement: Retirement,
     trust: Trust,
+    /// Ranges of Services' addresses as they were told; `None` until then.
+    ranges: Option<Vec<Cidr>>,
     problems: Problems,
     warnings: Vec<String>,
     counters: Counters,
@@ -162,6 +166,7 @@ impl Engine {
             checks: CheckedServices::default(),
             retirement: Retirement::default(),
             trust: Trust::default(),
+            ranges: None,
             problems: Problems::default(),
             warnings: Vec::new(),
             counters: Counters::default(),
@@ -240,6 +245,7 @@ impl Engine {
                     self.suspect = true;
                 }
             }
+            Change::ServiceRanges(ranges) => self.ranges = Some(cidr::outermost(ranges)),
             Change::HostAddresses => return true,
             Change::SourcesSynced => self.sources_are_synced(),
         }
@@ -343,6 +349,7 @@ impl Engine {
             );
             self.synced_at = Some(now);
         }
+        self.follow_ranges().await;
         round
     }
 

@@ -90,6 +90,7 @@ impl Engine {
         // Of a table that was not there nothing has to be guessed.
         self.unread = dump.tables.iter().any(Option::is_some);
         let waits = waits && self.unread;
+        self.keep_ranges(&dump.tables);
         if self.ensure_chains(&served, &dump.tables).await? > 0 {
             // A set of another shape was made anew, without what it held.
             dump = read(self, waits).await?;

@@ -1,7 +1,9 @@
 //! The nf_tables virtual machine, as far as our rules need it: registers, lookups, verdicts.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeBounds;
 
+use super::super::chains::DSTNAT;
 use super::super::nft::{
     ChainType, CmpOp, CtKey, Data, ElementKey, ElementValue, Expr, FibResult, HeaderField, Hook,
     LookupTarget, MetaKey, NatKind, Packed, PayloadBase, Reg, Value, Verdict, ct_state,
@@ -57,12 +59,18 @@ impl<'a> Machine<'a> {
         self.choices
     }
 
-    /// Run every base chain of a type at a hook, in order of priority.
-    pub(super) fn run_hook(&mut self, kind: ChainType, hook: Hook) -> Result<Outcome, TraceError> {
+    /// Run the base chains of a type at a hook that have one of these priorities, lowest first.
+    pub(super) fn run_hook(
+        &mut self,
+        kind: ChainType,
+        hook: Hook,
+        priorities: impl RangeBounds<i32>,
+    ) -> Result<Outcome, TraceError> {
         let all = self.rules.table.chains.iter();
         let mut bases: Vec<(i32, &String)> = all
             .filter_map(|(name, chain)| {
                 let base = chain.base.filter(|base| base.kind == kind && base.hook == hook)?;
+                priorities.contains(&base.priority).then_some(())?;
                 Some((base.priority, name))
             })
             .collect();
@@ -77,12 +85,24 @@ impl<'a> Machine<'a> {
 
     /// The destination was rewritten; whether the source is rewritten too on the way out.
     pub(super) fn after_translation(&mut self, to: SocketAddr) -> Result<bool, TraceError> {
+        let outcome = self.bound_for(to, |machine| machine.run_hook(ChainType::Nat, Hook::Postrouting, ..));
+        Ok(outcome? == Outcome::Masqueraded)
+    }
+
+    /// Whether the filters behind the rewriting of destinations drop what goes to `to` now.
+    pub(super) fn is_dropped_behind(&mut self, hook: Hook, to: SocketAddr) -> Result<bool, TraceError> {
+        let filters = |machine: &mut Self| machine.run_hook(ChainType::Filter, hook, DSTNAT..);
+        Ok(self.bound_for(to, filters)? == Outcome::Dropped)
+    }
+
+    /// Do something with the packet as it is once its destination is `to`.
+    fn bound_for<T>(&mut self, to: SocketAddr, work: impl FnOnce(&mut Self) -> T) -> T {
         let (original, mark) = (self.packet.dst, self.mark);
         self.packet.dst = to;
-        let outcome = self.run_hook(ChainType::Nat, Hook::Postrouting);
+        let outcome = work(self);
         self.packet.dst = original;
         self.mark = mark;
-        Ok(outcome? == Outcome::Masqueraded)
+        outcome
     }
 
     fn run_chain(&mut self, name: &str) -> Result<Flow, TraceError> {
@@ -241,8 +261,10 @@ impl<'a> Machine<'a> {
 
     fn find(&self, set: SetId, ipv6: bool, key: Packed) -> Option<ElementValue> {
         if !set.holds_objects() {
-            let fixed = self.rules.table.sets.get(set.name())?;
-            return fixed.elements.get(&ElementKey { start: key, end: None }).cloned();
+            let fixed = &self.rules.table.sets.get(set.name())?.elements;
+            let exact = fixed.get(&ElementKey { start: key, end: None });
+            let range = || fixed.iter().find(|(range, _)| contains(range, &key)).map(|(_, value)| value);
+            return exact.or_else(range).cloned();
         }
         let exact = ObjectKey::Element { set, ipv6, key: ElementKey { start: key, end: None } };
         if let Some(ObjectValue::Element(value)) = self.rules.applied.get(&exact).as_deref() {
