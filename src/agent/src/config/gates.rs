@@ -1,13 +1,17 @@
-//! Feature gates of a node: their defaults in Kubernetes 1.36, which is how this agent behaves. A gate
-//! set otherwise, or one nobody knows, is named. Facts: pkg/features/kube_features.go.
+//! Feature gates of a node, its pods and its Services: their defaults in Kubernetes 1.36, which is how
+//! this agent behaves. A gate set otherwise, or one nobody knows, is named. Facts: pkg/features/kube_features.go.
 
 use std::collections::BTreeMap;
+
+use crate::document::Node;
 
 /// On by default, or locked on.
 const ON: &[&str] = &[
     "CPUCFSQuotaPeriod",
+    "ComponentSLIs",
     "ContainerCheckpoint",
     "ContainerRestartRules",
+    "ContextualLogging",
     "CustomCPUCFSQuotaPeriod",
     "DRAExtendedResource",
     "DisableCPUQuotaWithExclusiveCPUs",
@@ -23,6 +27,7 @@ const ON: &[&str] = &[
     "InPlacePodLevelResourcesVerticalScaling",
     "InPlacePodVerticalScaling",
     "InPlacePodVerticalScalingInitContainers",
+    "KubeProxyDrainingTerminatingNodes",
     "KubeletCgroupDriverFromCRI",
     "KubeletCrashLoopBackOffMax",
     "KubeletEnsureSecretPulledImages",
@@ -32,6 +37,8 @@ const ON: &[&str] = &[
     "KubeletPodResourcesGet",
     "KubeletSeparateDiskGC",
     "KubeletServiceAccountTokenForCredentialProviders",
+    "LoadBalancerIPMode",
+    "LoggingBetaOptions",
     "MultiCIDRServiceAllocator",
     "NFTablesProxyMode",
     "NodeDeclaredFeatures",
@@ -56,20 +63,24 @@ const ON: &[&str] = &[
     "RotateKubeletServerCertificate",
     "SELinuxChangePolicy",
     "SELinuxMountReadWriteOncePod",
+    "ServiceTrafficDistribution",
     "SidecarContainers",
     "SupplementalGroupsPolicy",
     "SystemdWatchdog",
+    "TopologyAwareHints",
     "UserNamespacesSupport",
 ];
 
 /// Off by default.
 const OFF: &[&str] = &[
     "AllAlpha",
+    "AllBeta",
     "ChangeContainerStatusOnKubeletRestart",
     "ClusterTrustBundleProjection",
     "ContainerStopSignals",
     "EventedPLEG",
     "KubeletInUserNamespace",
+    "LoggingAlphaOptions",
     "MemoryQoS",
     "PodAndContainerStatsFromCRI",
     "PodCertificateRequest",
@@ -80,25 +91,42 @@ const OFF: &[&str] = &[
     "UserNamespacesHostNetworkSupport",
 ];
 
-/// One line per gate that says something else than what this agent does.
-pub(super) fn warnings(given: &BTreeMap<String, bool>) -> Vec<String> {
-    let warning = |(name, wanted): (&String, &bool)| {
-        let default = match (ON.contains(&name.as_str()), OFF.contains(&name.as_str())) {
-            (true, _) => true,
-            (_, true) => false,
-            _ => {
-                return Some(format!(
-                    "featureGates.{name}: no gate of a node that this version knows; it is ignored"
-                ));
-            }
-        };
-        (*wanted != default).then(|| {
-            format!(
-                "featureGates.{name}: is {wanted} and has no effect; this version behaves as with {default}"
-            )
-        })
+/// Known to every program of Kubernetes, and without a meaning here: how a Go client talks, pages about the
+/// program itself, Windows.
+const MEANINGLESS: &[&str] = &[
+    "ClientsAllowCBOR",
+    "ClientsPreferCBOR",
+    "ComponentFlagz",
+    "ComponentStatusz",
+    "InOrderInformers",
+    "InformerResourceVersion",
+    "WatchListClient",
+    "WinDSR",
+    "WinOverlay",
+];
+
+/// One line per gate of a file that says something else than what this agent does. kubelet and kube-proxy
+/// know the same gates, and so do both files here.
+pub(super) fn warnings(file: &Node, given: &BTreeMap<String, bool>) -> Vec<String> {
+    let place = |name: &str| {
+        let written = file.get("featureGates");
+        let node = written.and_then(|gates| gates.get(name)).or(written).unwrap_or(file);
+        node.place.to_string()
     };
-    given.iter().filter_map(warning).collect()
+    let complaint = |(name, wanted)| Some(format!("{}: featureGates.{name}: {}", place(name), why(name, wanted)?));
+    given.iter().map(|(name, wanted)| (name.as_str(), *wanted)).filter_map(complaint).collect()
+}
+
+/// What is wrong with a gate that is set so; `None` where it changes nothing.
+fn why(name: &str, wanted: bool) -> Option<String> {
+    let default = match (ON.contains(&name), OFF.contains(&name)) {
+        (true, _) => true,
+        (_, true) => false,
+        _ if MEANINGLESS.contains(&name) => return None,
+        _ => return Some("no gate that this version knows; it is ignored".to_owned()),
+    };
+    (wanted != default)
+        .then(|| format!("is {wanted} and has no effect; this version behaves as with {default}"))
 }
 
 #[cfg(test)]
@@ -107,21 +135,25 @@ mod tests {
 
     #[test]
     fn only_what_makes_a_difference_is_named() {
-        let given =
-            [("NodeSwap", true), ("EventedPLEG", true), ("SidecarContainers", false), ("Sidecars", true)];
-        let given = given.into_iter().map(|(name, on)| (name.to_owned(), on)).collect();
-        assert_eq!(
-            warnings(&given),
-            [
-                "featureGates.EventedPLEG: is true and has no effect; this version behaves as with false",
-                "featureGates.SidecarContainers: is false and has no effect; this version behaves as with true",
-                "featureGates.Sidecars: no gate of a node that this version knows; it is ignored",
-            ]
-        );
+        let table = [
+            ("NodeSwap", true, None),
+            ("NFTablesProxyMode", true, None),
+            ("WinDSR", false, None),
+            ("EventedPLEG", true, Some("is true and has no effect; this version behaves as with false")),
+            ("SidecarContainers", false, Some("is false and has no effect; this version behaves as with true")),
+            ("Sidecars", true, Some("no gate that this version knows; it is ignored")),
+        ];
+        for (name, wanted, want) in table {
+            assert_eq!(why(name, wanted).as_deref(), want, "{name}");
+        }
     }
 
     #[test]
-    fn no_gate_is_in_both_tables() {
-        assert!(ON.is_sorted() && OFF.is_sorted() && ON.iter().all(|gate| !OFF.contains(gate)));
+    fn no_gate_is_in_two_tables() {
+        let tables = [ON, OFF, MEANINGLESS];
+        assert!(tables.iter().all(|table| table.is_sorted()));
+        let mut all = tables.concat();
+        all.sort_unstable();
+        assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
     }
 }

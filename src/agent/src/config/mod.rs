@@ -97,7 +97,8 @@ pub fn load(args: &AgentArgs) -> Result<Settings, ConfigError> {
     proxy.value.fill_sections();
     warn_without_effect(&kubelet.tree, kubelet::KUBELET_FIELDS, &mut warnings);
     warn_without_effect(&proxy.tree, proxy::PROXY_FIELDS, &mut warnings);
-    warnings.extend(gates::warnings(&kubelet.value.feature_gates));
+    warnings.extend(gates::warnings(&kubelet.tree, &kubelet.value.feature_gates));
+    warnings.extend(gates::warnings(&proxy.tree, &proxy.value.feature_gates));
     if args.standalone && !args.node_labels.is_empty() {
         let labels = args.node_labels.join(",");
         warnings.push(format!("flag --node-labels ({labels}) has no effect without a control plane"));

@@ -25,7 +25,7 @@ fn text(value: &str) -> String {
 config_fields! {
     /// kube-proxy's configuration file.
     KubeProxyConfiguration, PROXY_FIELDS {
-        "featureGates" feature_gates: BTreeMap<String, bool> = BTreeMap::new(), keep, Never, "gates by name; behaviour is that of the 1.36 defaults, which no gate changes";
+        "featureGates" feature_gates: BTreeMap<String, bool> = BTreeMap::new(), keep, Never, "gates by name; behaviour is that of the 1.36 defaults, and a gate that says otherwise is named in a warning";
         "clientConnection" client_connection: ClientConnection = ClientConnection::default(), keep, Now, "kubeconfig for Services and slices, where it is not the agent's own; the rest of it is not used";
         "logging" logging: Logging = Logging::default(), keep, Now, "format and verbosity, where the daemon is the proxy alone; else the kubelet's file has it";
         "hostnameOverride" hostname_override: String = String::new(), keep, Now, "the node's name, where neither flag nor kubelet file gives one";

@@ -152,6 +152,25 @@ fn all_broken_rules_are_told_at_once() {
 }
 
 #[test]
+fn gates_of_either_file_that_nobody_knows_are_named_with_their_place() {
+    let told = |settings: Settings| -> Vec<String> {
+        settings.warnings.iter().map(|text| text.rsplit('/').next().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(
+        told(with_kubelet("featureGates:\n  NodeSwap: true\n  NodeSwapp: true\n").expect("lenient")),
+        ["k.yaml:5:14: featureGates.NodeSwapp: no gate that this version knows; it is ignored"]
+    );
+    let gates = "{NFTablesProxyMode: true, WinOverlay: false, AllAlpha: true, NFTables: true}";
+    assert_eq!(
+        told(with_proxy(&format!("featureGates: {gates}\n")).expect("lenient")),
+        [
+            "p.yaml:3:70: featureGates.AllAlpha: is true and has no effect; this version behaves as with false",
+            "p.yaml:3:86: featureGates.NFTables: no gate that this version knows; it is ignored",
+        ]
+    );
+}
+
+#[test]
 fn unknown_fields_and_settings_without_effect_are_warnings() {
     let settings =
         with_kubelet("maxPodz: 5\nmemorySwap: {swapBehaviour: x}\nevictionSoft: {}\n").expect("lenient");
