@@ -113,7 +113,8 @@ pub(super) fn warnings(file: &Node, given: &BTreeMap<String, bool>) -> Vec<Strin
         let node = written.and_then(|gates| gates.get(name)).or(written).unwrap_or(file);
         node.place.to_string()
     };
-    let complaint = |(name, wanted)| Some(format!("{}: featureGates.{name}: {}", place(name), why(name, wanted)?));
+    let complaint =
+        |(name, wanted)| Some(format!("{}: featureGates.{name}: {}", place(name), why(name, wanted)?));
     given.iter().map(|(name, wanted)| (name.as_str(), *wanted)).filter_map(complaint).collect()
 }
 
@@ -140,7 +141,11 @@ mod tests {
             ("NFTablesProxyMode", true, None),
             ("WinDSR", false, None),
             ("EventedPLEG", true, Some("is true and has no effect; this version behaves as with false")),
-            ("SidecarContainers", false, Some("is false and has no effect; this version behaves as with true")),
+            (
+                "SidecarContainers",
+                false,
+                Some("is false and has no effect; this version behaves as with true"),
+            ),
             ("Sidecars", true, Some("no gate that this version knows; it is ignored")),
         ];
         for (name, wanted, want) in table {

@@ -11,7 +11,7 @@ use super::ipvs::{RealServer, RealServerKey, Scheduler, ServiceFlags, VirtualSer
 use super::model::{Backend, ServicePortState, Target};
 use super::nft::{Element, ElementKey, ElementValue, Value};
 use super::object::{Claim, ObjectKey, ObjectValue, Objects, SetId};
-use crate::service::cidr::Cidr;
+use crate::service::cidr::{self, Cidr};
 use crate::service::frontends::FrontendKind;
 use crate::service::types::TrafficPolicy;
 
@@ -186,14 +186,7 @@ fn add_source_ranges(
     if node.node_port_addresses.iter().any(|addr| ranges.iter().any(|range| range.contains(*addr))) {
         ranges.push(Cidr::host(at.0));
     }
-    ranges.sort_unstable_by_key(|range| range.prefix());
-    let mut kept: Vec<Cidr> = Vec::new();
-    for range in ranges {
-        if !kept.iter().any(|wider| wider.contains(range.first())) {
-            kept.push(range);
-        }
-    }
-    for range in kept {
+    for range in cidr::outermost(ranges) {
         let ends =
             [range.first(), range.last()].map(|end| [frontend.as_slice(), &[Value::Addr(end)]].concat());
         add_key(objects, SetId::Allowed, at.0, ElementKey::range(&ends[0], &ends[1]));

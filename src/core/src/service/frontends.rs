@@ -1,7 +1,7 @@
 //! Where a Service is reached: its ports by family with cluster address, node port, external addresses
 //! and policies; and what of it is not served, with the reason. Endpoints are not looked at here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -14,6 +14,10 @@ use super::types::{IpMode, Service, ServicePort, ServiceType, TrafficPolicy};
 use super::{Family, PortId, ServicePortName};
 use crate::ids::ObjectKey;
 use crate::ruleset::Protocol;
+
+/// The most frontends of one Service by external addresses, or by a load balancer's, and the most source
+/// ranges of those: each is an object in the kernel.
+pub const MAX_FRONTENDS: usize = 100_000;
 
 /// A service port as a packet meets it, in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +109,10 @@ pub struct Frontends {
     pub skipped: Vec<Skipped>,
 }
 
+const EXTERNAL: &str = "spec.externalIPs";
+const BALANCER: &str = "status.loadBalancer.ingress";
+const RANGES: &str = "spec.loadBalancerSourceRanges";
+
 /// Read a Service's frontends.
 pub fn frontends(service: &Service) -> Frontends {
     let mut found = Frontends::default();
@@ -118,9 +126,12 @@ pub fn frontends(service: &Service) -> Frontends {
         found.skipped.push(Skipped { field: "spec.clusterIP".to_owned(), reason, by_design: false });
     }
     let ports = valid_ports(service, &mut found.skipped);
-    let external = addresses(&service.spec.external_ips, "spec.externalIPs", &mut found.skipped);
-    let balancer = balancer_ips(service, &mut found.skipped);
-    let ranges = source_ranges(service, &mut found.skipped);
+    let mut external = addresses(&service.spec.external_ips, EXTERNAL, &mut found.skipped);
+    cap(&mut external, ports.len(), EXTERNAL, &mut found.skipped);
+    let mut balancer = balancer_ips(service, &mut found.skipped);
+    cap(&mut balancer, ports.len(), BALANCER, &mut found.skipped);
+    let mut ranges = source_ranges(service, &mut found.skipped);
+    cap(&mut ranges, ports.len() * balancer.len().max(1), RANGES, &mut found.skipped);
     let key = service.key();
     for cluster_ip in clusters {
         let family = Family::of(cluster_ip);
@@ -234,12 +245,26 @@ fn node_port(service: &Service, port: &ServicePort, field: &str, skipped: &mut V
     number
 }
 
+/// Leave out what would come to more than [`MAX_FRONTENDS`] where each is there `times` times.
+fn cap<T>(all: &mut Vec<T>, times: usize, field: &str, skipped: &mut Vec<Skipped>) {
+    let most = MAX_FRONTENDS / times.max(1);
+    if all.len() > most {
+        let reason = format!(
+            "only the first {most} of {} are taken: each is there {times} times, and a Service may have \
+             {MAX_FRONTENDS}",
+            all.len()
+        );
+        skipped.push(problem(field, reason));
+        all.truncate(most);
+    }
+}
+
 fn port_number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number != 0)
 }
 
 fn addresses(texts: &[String], field: &str, skipped: &mut Vec<Skipped>) -> Vec<IpAddr> {
-    let mut found = Vec::new();
+    let (mut found, mut known) = (Vec::new(), HashSet::new());
     for text in texts.iter().filter(|text| !text.trim().is_empty()) {
         match parse_addr(text) {
             None => skipped.push(problem(field, format!("{text:?} is no IP address"))),
@@ -247,7 +272,7 @@ fn addresses(texts: &[String], field: &str, skipped: &mut Vec<Skipped>) -> Vec<I
             Some(addr) if addr.is_loopback() || addr.is_unspecified() || addr.is_multicast() => {
                 skipped.push(problem(field, format!("{addr} cannot be a Service's address")));
             }
-            Some(addr) if found.contains(&addr) => {}
+            Some(addr) if !known.insert(addr) => {}
             Some(addr) => found.push(addr),
         }
     }
@@ -261,7 +286,7 @@ fn balancer_ips(service: &Service, skipped: &mut Vec<Skipped>) -> Vec<IpAddr> {
     let ingress = service.status.load_balancer.ingress.iter();
     let vips: Vec<String> =
         ingress.filter(|point| point.ip_mode != Some(IpMode::Proxy)).map(|point| point.ip.clone()).collect();
-    addresses(&vips, "status.loadBalancer.ingress", skipped)
+    addresses(&vips, BALANCER, skipped)
 }
 
 fn source_ranges(service: &Service, skipped: &mut Vec<Skipped>) -> Vec<Cidr> {
@@ -269,7 +294,7 @@ fn source_ranges(service: &Service, skipped: &mut Vec<Skipped>) -> Vec<Cidr> {
     for text in service.spec.load_balancer_source_ranges.iter().filter(|text| !text.trim().is_empty()) {
         match text.parse::<Cidr>() {
             Ok(range) => ranges.push(range),
-            Err(error) => skipped.push(problem("spec.loadBalancerSourceRanges", error.to_string())),
+            Err(error) => skipped.push(problem(RANGES, error.to_string())),
         }
     }
     ranges
@@ -312,6 +337,9 @@ fn port_spec((key, service): (&ObjectKey, &Service), port: &ValidPort, at: Addre
     }
 }
 
+/// So many lost addresses are named, and those beyond counted.
+const MAX_LOST_TOLD: usize = 10;
+
 /// An external address of a family the Service has no cluster address in is served by nobody.
 fn warn_of_lost_addresses<'a>(
     ports: &[PortSpec],
@@ -322,9 +350,14 @@ fn warn_of_lost_addresses<'a>(
     if served.is_empty() {
         return;
     }
-    for addr in addresses.filter(|addr| !served.contains(&Family::of(**addr))) {
+    let mut lost = addresses.filter(|addr| !served.contains(&Family::of(**addr)));
+    for addr in lost.by_ref().take(MAX_LOST_TOLD) {
         let reason = format!("{addr} is not served: the Service has no {} cluster IP", Family::of(*addr));
         skipped.push(problem("spec", reason));
+    }
+    let more = lost.count();
+    if more > 0 {
+        skipped.push(problem("spec", format!("{more} more addresses are not served for the same reason")));
     }
 }
 
@@ -372,6 +405,37 @@ mod tests {
             assert!(found.skipped[0].reason.contains(reason), "{spec}: {:?}", found.skipped);
             assert_eq!(found.skipped[0].by_design, by_design, "{spec}");
         }
+    }
+
+    #[test]
+    fn thousands_of_addresses_and_ranges_are_served_and_what_is_too_much_is_said() {
+        let addr = |number: usize| std::net::Ipv4Addr::from(0xc612_0000 + number as u32);
+        let addrs = |count: usize| (0..count).map(|number| addr(number).to_string()).collect::<Vec<_>>();
+        let ranges =
+            |count: usize| (0..count).map(|number| format!("{}/32", addr(number))).collect::<Vec<_>>();
+        let ports = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}]);
+        let asked = |external: usize, from: usize| {
+            read(
+                json!({"type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": ports,
+                       "externalIPs": addrs(external), "loadBalancerSourceRanges": ranges(from)}),
+                json!([{"ip": "192.0.2.1"}]),
+            )
+        };
+        // External addresses and source ranges: as they are asked for, and as they are served.
+        for (asked_for, served, reasons) in [
+            ((1001, 1001), (1001, 1001), 0),
+            ((50_000, 50_000), (50_000, 50_000), 0),
+            ((50_001, 60_000), (50_000, 50_000), 2),
+        ] {
+            let found = asked(asked_for.0, asked_for.1);
+            let port = &found.ports[1];
+            assert_eq!((port.external_ips.len(), port.source_ranges.len()), served, "{asked_for:?}");
+            assert_eq!(found.skipped.len(), reasons, "{:?}", found.skipped);
+        }
+        assert_eq!(
+            asked(60_000, 0).skipped[0].to_string(),
+            "spec.externalIPs: only the first 50000 of 60000 are taken: each is there 2 times, and a Service may have 100000"
+        );
     }
 
     #[test]

@@ -16,8 +16,12 @@ use crate::ruleset::Protocol;
 pub const MAX_SLICE_ENDPOINTS: usize = 1000;
 /// And this many ports in a slice; a Service with more could not get its slices.
 pub const MAX_PORTS: usize = 20_000;
-/// Addresses, ranges and ingress points of one Service; far above what is in use.
-pub const MAX_ADDRESSES: usize = 1000;
+/// Addresses, ranges or ingress points of one Service: as many as an object that the API server can store
+/// holds, 1.5 MiB (etcd's `--max-request-bytes`), where the shortest takes the six bytes of `"::1",`. The
+/// API's validation has no limit of its own; what of them is served is bounded in `frontends`.
+pub const MAX_ADDRESSES: usize = (1536 << 10) / 6;
+/// The API server admits at most this many addresses of an endpoint.
+pub const MAX_ENDPOINT_ADDRESSES: usize = 100;
 
 /// `metadata` of both kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,7 +307,7 @@ pub enum AddressType {
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     /// Only the first is ever used (the API's own rule: all others are reserved).
-    #[serde(deserialize_with = "bounded::<_, _, MAX_ADDRESSES>")]
+    #[serde(deserialize_with = "bounded::<_, _, MAX_ENDPOINT_ADDRESSES>")]
     pub addresses: Vec<String>,
     #[serde(deserialize_with = "nullable")]
     pub conditions: Conditions,
@@ -483,6 +487,16 @@ mod tests {
         assert_eq!(service.spec.ports.len(), 20_000, "as the API server admits in a slice");
         let error = serde_json::from_str::<Service>(&with_ports(MAX_PORTS + 1)).unwrap_err().to_string();
         assert!(error.contains("more than 20000 items"), "{error}");
+        let with_addresses = |count: usize| {
+            let many = vec![r#""::1""#; count].join(",");
+            format!(r#"{{"metadata": {{"name": "x"}}, "spec": {{"externalIPs": [{many}]}}}}"#)
+        };
+        let text = with_addresses(MAX_ADDRESSES);
+        assert!(text.len() >= 1536 << 10, "more than this the API server does not store");
+        assert_eq!(serde_json::from_str::<Service>(&text).unwrap().spec.external_ips.len(), MAX_ADDRESSES);
+        let error =
+            serde_json::from_str::<Service>(&with_addresses(MAX_ADDRESSES + 1)).unwrap_err().to_string();
+        assert!(error.contains("more than 262144 items"), "{error}");
         let text = r#"{"metadata": {"name": "x"}, "spec": {"type": "Nodeport"}}"#;
         let error = serde_json::from_str::<Service>(text).unwrap_err().to_string();
         assert!(error.contains("Nodeport") && error.contains("NodePort"), "{error}");

@@ -1,6 +1,6 @@
 //! Services and the dataplane as the command line shows them: plain serde values, additive only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
@@ -179,13 +179,8 @@ fn row(table: &ServiceTable, key: &ObjectKey, entry: &ServiceEntry, mut problems
     problems.extend(table.capped(key).map(|(port, more)| format!("{}, {more} more do not", capped(port))));
     let specs = || entry.ports.iter().map(|state| &state.spec);
     let unique = |addrs: &mut dyn Iterator<Item = IpAddr>| -> Vec<IpAddr> {
-        let mut found: Vec<IpAddr> = Vec::new();
-        for addr in addrs {
-            if !found.contains(&addr) {
-                found.push(addr);
-            }
-        }
-        found
+        let mut known = HashSet::new();
+        addrs.filter(|addr| known.insert(*addr)).collect()
     };
     let first = entry.ports.first().map(|state| &state.spec);
     ServiceRow {
