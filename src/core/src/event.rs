@@ -29,6 +29,19 @@ pub struct About {
     pub field_path: String,
 }
 
+impl About {
+    /// A Node; its uid in events is its name, as clients look for it.
+    pub fn node(name: &str) -> Self {
+        About {
+            kind: "Node",
+            namespace: String::new(),
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            field_path: String::new(),
+        }
+    }
+}
+
 /// One event as it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {

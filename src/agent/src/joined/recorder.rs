@@ -30,15 +30,9 @@ impl EventRecorder {
         }
     }
 
-    /// Of the node itself; its uid in events is its name, as clients look for it.
+    /// Of the node itself.
     pub fn node(&self, severity: Severity, reason: &str, message: &str) {
-        let about = About {
-            kind: "Node",
-            namespace: String::new(),
-            name: self.node.clone(),
-            uid: self.node.clone(),
-            field_path: String::new(),
-        };
+        let about = About::node(&self.node);
         let (reason, message, at) = (reason.to_owned(), message.to_owned(), self.clock.now());
         self.events.tell(Event { about, severity, reason, message, at });
     }

@@ -5,9 +5,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use longshore_cluster::events::{Component, EventRate, Events, events};
 use longshore_cluster::{ApiClient, Piece, Selector, Unreadable, Watch, path::Path};
+use longshore_core::event::{About, Event};
 use longshore_core::ids::ObjectKey;
+use longshore_core::pod::events::Severity;
 use longshore_core::service::problems::{INVALID_SERVICE, INVALID_SLICE, ObjectProblem, SERVICE, SLICE};
 use longshore_core::service::types::{EndpointSlice, Service};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -54,6 +57,10 @@ impl ClusterServices {
     /// Runs for ever; ends by being dropped.
     pub async fn run(self) {
         let (events, writer) = events(self.client.clone(), Component::KubeProxy, &self.node, self.event_rate);
+        if self.containers.is_none() {
+            // Beside the pods the other half says it.
+            events.tell(started(&self.node, self.clock.now()));
+        }
         let telling = tell_problems(self.dataplane.problems(), &events, self.clock);
         let (news, mut told) = mpsc::unbounded_channel();
         let services = Watch::new(self.client.clone(), Selector::all(Path::services()));
@@ -241,6 +248,19 @@ impl State {
     }
 }
 
+/// The proxy alone is up: kube-proxy says so once it has begun to listen to the API server, before anything
+/// is programmed, of a Node whose uid is its name (`birthCry` in cmd/kube-proxy/app/server.go).
+fn started(node: &str, at: Timestamp) -> Event {
+    let about = About::node(node);
+    Event {
+        about,
+        severity: Severity::Normal,
+        reason: "Starting".to_owned(),
+        message: "Starting longshore.".to_owned(),
+        at,
+    }
+}
+
 fn about(kind: &str, key: &ObjectKey) -> String {
     format!("{kind} {key}")
 }
@@ -259,7 +279,6 @@ async fn tell_problems(mut problems: broadcast::Receiver<ObjectProblem>, events:
 mod tests {
     use std::net::IpAddr;
 
-    use jiff::Timestamp;
     use longshore_cluster::fake::{FakeApi, Fault};
     use longshore_core::explain::Query;
     use longshore_core::ruleset::Protocol;
@@ -396,6 +415,19 @@ mod tests {
         );
         api.remove(RANGE);
         assert!(said_of_nobody(&dataplane).await.ends_with("routed like any other"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_alone_says_of_its_node_that_it_has_started() {
+        let api = FakeApi::default();
+        let _dataplane = follow(&api);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let events = api.list("/api/v1/namespaces/default/events");
+        assert_eq!(events.len(), 1);
+        let node = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n1"});
+        assert_eq!(events[0]["involvedObject"], node);
+        assert_eq!(events[0]["source"], json!({"component": "kube-proxy", "host": "n1"}));
+        assert_eq!((&events[0]["reason"], &events[0]["type"]), (&json!("Starting"), &json!("Normal")));
     }
 
     #[tokio::test(start_paused = true)]
