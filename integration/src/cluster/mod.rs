@@ -35,9 +35,12 @@ pub const APPLIED: &str = "/tmp/applied";
 pub const LET_NODES_READ_SERVICES: &str =
     "create clusterrolebinding longshore-services --clusterrole=system:node-proxier --group=system:nodes";
 const API_PORT: u16 = 6443;
-const CLUSTER_IPS: &str = "10.96.0.0/16";
+/// Of both families, so that a Service can ask for two addresses; those that ask for nothing get one of IPv4.
+const CLUSTER_IPS: &str = "10.96.0.0/16,fd00:10:96::/112";
 /// What the CNI of the native node gives its pods from.
 const POD_IPS: &str = "10.244.0.0/16";
+/// The same of IPv6, for the scenario whose node has both families.
+const POD_IPS_V6: &str = "fd00:10:244::/56";
 
 /// A control plane and its node. Dropping it ends every process.
 #[derive(Debug)]
@@ -219,7 +222,7 @@ impl Cluster {
                 "--controllers=*,bootstrapsigner,tokencleaner".to_owned(),
                 // Nodes that ask for certificates renew them within the scenario.
                 "--cluster-signing-duration=60s".to_owned(),
-                format!("--cluster-cidr={POD_IPS}"),
+                format!("--cluster-cidr={POD_IPS},{POD_IPS_V6}"),
                 "--allocate-node-cidrs".to_owned(),
                 "--leader-elect=false".to_owned(),
             ],

@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_core::ids::{ContainerId, ContainerName, PodUid, SandboxId};
 use longshore_core::pod::desired::DesiredPod;
-use longshore_core::pod::hosts_file;
 use longshore_core::pod::leftover::Noted;
 use longshore_core::pod::logs::{link_name, links_folder};
 use longshore_core::pod::observed::{
@@ -330,25 +329,19 @@ impl Executor {
         create: &CreateContainer,
     ) -> Result<(), StepError> {
         let uid = job.desired.uid.clone();
-        let pod = job.desired.pod.clone();
-        let domain = job.node.dns.cluster_domain.clone();
-        let ips = job
-            .observed
-            .sandboxes
-            .iter()
-            .find(|s| s.id == create.sandbox)
-            .map(|s| s.ips.clone())
-            .unwrap_or_default();
+        let hosts_file = create.hosts_file.clone();
         let (sub_paths, termination_log) = (create.sub_paths.clone(), create.termination_log.clone());
         let log = Path::new(&create.sandbox_spec.log_directory).join(&create.spec.log_path);
         self.on_disk(move |volumes| {
-            // A pod on the host's network sees the node's names, then what it asked for itself.
-            let mut hosts = match pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
-                true => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
-                false => String::new(),
-            };
-            hosts.push_str(&hosts_file::content(&pod, &ips, &domain));
-            volumes.write_hosts(&uid, &hosts)?;
+            if let Some(own) = &hosts_file {
+                // A pod on the host's network sees the node's names, then what it asked for itself.
+                let mut hosts = match own.copy_node {
+                    true => std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+                    false => String::new(),
+                };
+                hosts.push_str(&own.content);
+                volumes.write_hosts(&uid, &hosts)?;
+            }
             for mount in &sub_paths {
                 volumes.bind_sub_path(mount)?;
             }

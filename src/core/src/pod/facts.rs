@@ -67,17 +67,16 @@ impl<'a> Facts<'a> {
             .any(|container| container.sandbox == sandbox.id && container.is_running())
     }
 
-    /// The node's addresses for host-network pods, else those of the newest sandbox that has some.
+    /// The node's addresses for host-network pods, else those of the newest sandbox that has some: one of each
+    /// family, that of the node's first address first (behaviours 50).
     pub fn pod_ips(&self) -> Vec<IpAddr> {
+        let node = &self.snapshot.node.ips;
         if is_host_network(self.pod()) {
-            return self.snapshot.node.ips.clone();
+            return node.clone();
         }
         let sandboxes = &self.snapshot.observed.sandboxes;
-        sandboxes
-            .iter()
-            .find(|sandbox| !sandbox.ips.is_empty())
-            .map(|sandbox| sandbox.ips.clone())
-            .unwrap_or_default()
+        let told = sandboxes.iter().map(|sandbox| &sandbox.ips).find(|ips| !ips.is_empty());
+        told.map(|told| one_of_each_family(node, told)).unwrap_or_default()
     }
 
     pub fn instances(&self, name: &ContainerName) -> impl Iterator<Item = &'a ObservedContainer> {
@@ -279,6 +278,14 @@ impl<'a> Facts<'a> {
             && !observed.containers.iter().any(ObservedContainer::may_run)
             && !observed.sandboxes.iter().any(|sandbox| sandbox.state == SandboxState::Ready)
     }
+}
+
+/// The pod's addresses as everyone is told them: runtimes tell any number in any order (sortPodIPs in
+/// pkg/kubelet/kubelet_pods.go).
+fn one_of_each_family(node: &[IpAddr], told: &[IpAddr]) -> Vec<IpAddr> {
+    let v6_first = node.first().is_some_and(IpAddr::is_ipv6);
+    let first_of = |v6: bool| told.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    [v6_first, !v6_first].into_iter().filter_map(first_of).collect()
 }
 
 /// A phase that is never left (behaviours 7).

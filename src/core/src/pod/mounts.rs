@@ -30,8 +30,8 @@ pub struct Mounts {
     pub mounts: Vec<ContainerMount>,
     pub sub_paths: Vec<SubPathMount>,
     pub termination_log: Option<PathBuf>,
-    /// Where the managed hosts file lives; absent where the container mounts its own.
-    pub hosts_file: Option<PathBuf>,
+    /// Whether the pod's hosts file is mounted; not where the container mounts its own.
+    pub hosts_file: bool,
 }
 
 pub fn mounts(inputs: &MountInputs<'_>) -> Result<Mounts, RefError> {
@@ -40,9 +40,8 @@ pub fn mounts(inputs: &MountInputs<'_>) -> Result<Mounts, RefError> {
         volume_mount(inputs, index, mount, &mut made)?;
     }
     if !made.mounts.iter().any(|mount| mount.container_path == "/etc/hosts") {
-        let path = inputs.pod_dir.join("etc-hosts");
-        made.mounts.push(plain_mount("/etc/hosts", &path));
-        made.hosts_file = Some(path);
+        made.mounts.push(plain_mount("/etc/hosts", &inputs.pod_dir.join("etc-hosts")));
+        made.hosts_file = true;
     }
     if let Some(at) = inputs.container.termination_message_path.as_deref().filter(|at| !at.is_empty()) {
         let path = termination_log(inputs);
@@ -193,7 +192,7 @@ mod tests {
         let own = made(json!({"name": "c", "volumeMounts": [
             {"name": "data", "mountPath": "/etc/hosts", "subPath": "hosts"}]}))
         .unwrap();
-        assert_eq!(own.hosts_file, None);
+        assert!(!own.hosts_file);
         for mount in [
             json!({"name": "data", "mountPath": "/d", "subPathExpr": "$(BAD)"}),
             json!({"name": "data", "mountPath": "/d", "subPathExpr": "$(NONE)"}),

@@ -169,8 +169,7 @@ pub fn create_container(
     };
     let made = mounts(&inputs)?;
     let run = command(given, &env)?;
-    let hosts_file = made.hosts_file.map(|path| HostsFile {
-        path,
+    let hosts_file = made.hosts_file.then(|| HostsFile {
         copy_node: is_host_network(pod),
         content: hosts_file::content(pod, place.pod_ips, &snapshot.node.dns.cluster_domain),
     });

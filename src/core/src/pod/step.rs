@@ -177,8 +177,6 @@ pub struct CreateContainer {
 /// The pod's `/etc/hosts`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostsFile {
-    /// Absolute, mode 0644.
-    pub path: PathBuf,
     /// Host-network pods: the node's own hosts file comes first, `content` after it.
     pub copy_node: bool,
     pub content: String,

@@ -112,6 +112,31 @@ fn a_final_phase_is_withheld_while_something_runs_and_never_left() {
 }
 
 #[test]
+fn a_pod_has_one_address_of_each_family_and_the_nodes_first_family_leads() {
+    let (v4, v6) = (&["192.0.2.10"][..], &["2001:db8::10", "192.0.2.10"][..]);
+    let cases: [(&[&str], &[&str], &[&str]); 6] = [
+        (v4, &["10.0.0.5", "fd00::5"], &["10.0.0.5", "fd00::5"]),
+        (v4, &["fd00::5", "10.0.0.5"], &["10.0.0.5", "fd00::5"]),
+        (v6, &["10.0.0.5", "fd00::5"], &["fd00::5", "10.0.0.5"]),
+        (v6, &["10.0.0.5"], &["10.0.0.5"]),
+        (&[], &["fd00::5", "10.0.0.5"], &["10.0.0.5", "fd00::5"]),
+        (v4, &["10.0.0.5", "10.1.0.5", "fd00::5", "fd00::6"], &["10.0.0.5", "fd00::5"]),
+    ];
+    let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+    for (node, told, expected) in cases {
+        let mut fixture = fixture(one("Always"), vec![running("a", "a", 0, at(10))]);
+        fixture.node.ips = ips(node);
+        fixture.observed.sandboxes[0].ips = ips(told);
+        let status = status(&fixture);
+        let listed: Vec<String> = status.pod_ips.iter().flatten().map(|one| one.ip.clone()).collect();
+        assert_eq!(listed, expected, "{node:?} {told:?}");
+        assert_eq!(status.pod_ip.as_deref(), Some(expected[0]), "{node:?} {told:?}");
+        let hosts: Vec<String> = status.host_ips.iter().flatten().map(|one| one.ip.clone()).collect();
+        assert_eq!(hosts, node);
+    }
+}
+
+#[test]
 fn a_preempted_pod_is_told_as_disrupted_with_its_final_phase_and_an_evicted_one_is_not() {
     let preempted = || EndCause::Preempted { message: "made room".into() };
     let told = |status: &PodStatus| {
