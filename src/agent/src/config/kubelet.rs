@@ -138,7 +138,7 @@ config_fields! {
         "shutdownGracePeriodByPodPriority" shutdown_grace_period_by_pod_priority: Vec<ShutdownGrace> = Vec::new(), keep, Later, "the same per priority; excludes the two above";
         "crashLoopBackOff" crash_loop_back_off: CrashLoopBackOff = CrashLoopBackOff::default(), keep, Now, "maxContainerRestartPeriod: longest wait between restarts, 1s to 300s";
         "reservedMemory" reserved_memory: Vec<MemoryReservation> = Vec::new(), keep, Later, "memory kept per NUMA node";
-        "enableProfilingHandler" enable_profiling_handler: Option<bool> = Some(true), keep, Never, "profiler of the Go runtime";
+        "enableProfilingHandler" enable_profiling_handler: Option<bool> = Some(true), keep, Now, "/debug/pprof/ on the HTTPS API; this daemon makes no profiles there and says how one is made";
         "enableDebugFlagsHandler" enable_debug_flags_handler: Option<bool> = Some(true), keep, Never, "/debug/flags/v";
         "seccompDefault" seccomp_default: Option<bool> = Some(false), keep, Now, "RuntimeDefault where a pod names no seccomp profile";
         "memoryThrottlingFactor" memory_throttling_factor: Option<f64> = Some(0.9), keep, Never, "alpha upstream (MemoryQoS), off";

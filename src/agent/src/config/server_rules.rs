@@ -42,6 +42,7 @@ pub(super) fn server(
         callers: callers(config, rules),
         rights: rights(config, rules),
         debugging: config.enable_debugging_handlers.unwrap_or(true),
+        profiling: config.enable_profiling_handler.unwrap_or(true),
         node_logs,
         node_log_queries,
         configz: shown(config),

@@ -275,6 +275,8 @@ pub struct KubeletServer {
     pub rights: RightsRules,
     /// exec, attach, logs and the like.
     pub debugging: bool,
+    /// `/debug/pprof/`.
+    pub profiling: bool,
     /// `/logs/`.
     pub node_logs: bool,
     /// Queries there.

@@ -11,6 +11,7 @@ mod logs;
 mod metrics;
 mod node_logs;
 mod pods;
+mod profiles;
 mod routes;
 mod seldom;
 mod stats;
@@ -192,6 +193,7 @@ fn answers(settings: &KubeletServer, parts: &Parts, shown: &Arc<ServingCertifica
         },
         prober: parts.prober.clone(),
         debugging: settings.debugging,
+        profiles: profiles::Profiles { enabled: settings.profiling },
         configz: settings.configz.clone(),
         flags: settings.flags.clone(),
         started: parts.clock.now(),

@@ -19,6 +19,7 @@ use super::logs::Logs;
 use super::metrics::{self, DaemonMetrics};
 use super::node_logs::NodeLogs;
 use super::pods;
+use super::profiles::Profiles;
 use super::stats::Stats;
 use super::streams::StreamRoutes;
 use crate::pods::PodsView;
@@ -40,6 +41,7 @@ pub(super) struct Answers {
     pub(super) prober: Prober,
     /// `enableDebuggingHandlers`.
     pub(super) debugging: bool,
+    pub(super) profiles: Profiles,
     pub(super) node_logs: NodeLogs,
     /// The configuration as `/configz` shows it.
     pub(super) configz: serde_json::Value,
@@ -115,11 +117,15 @@ impl Answers {
             }
             Route::Statusz => self.statusz(),
             Route::Flagz => body::text(StatusCode::OK, format!("\nkubelet flagz\n\n{}", self.flags)),
+            Route::Pprof(page) => self.profiles.answer(*page, query),
             Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) => not_allowed(),
-            Route::Summary => {
-                let only = Query::parse(query).is_ok_and(|query| query.flag("only_cpu_and_memory"));
-                body::json(summary(&self.stats.read().await, only).to_string().into_bytes())
-            }
+            Route::Summary => match Query::parse(query) {
+                Ok(query) => {
+                    let only = query.flag("only_cpu_and_memory");
+                    body::json(summary(&self.stats.read().await, only).to_string().into_bytes())
+                }
+                Err(why) => body::text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+            },
             Route::Metrics(kind) => {
                 let text = self.metrics(*kind).await;
                 body::answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body::whole(text))

@@ -229,6 +229,7 @@ impl TestServer {
                 Clock::System,
             ),
             debugging: true,
+            profiles: profiles::Profiles { enabled: true },
             node_logs: node_logs::NodeLogs {
                 folder: disk.path().join("logs"),
                 files: true,
@@ -407,7 +408,7 @@ fn unchunked(head: &str, body: &str) -> String {
 }
 
 /// Every path of the API, and one that is none.
-const PATHS: [&str; 27] = [
+const PATHS: [&str; 29] = [
     "/healthz",
     "/healthz/ping",
     "/pods",
@@ -432,6 +433,8 @@ const PATHS: [&str; 27] = [
     "/configz",
     "/statusz",
     "/flagz",
+    "/debug/pprof/",
+    "/debug/pprof/cmdline",
     "/debug/pprof/profile",
     "/",
     "/none/../pods",

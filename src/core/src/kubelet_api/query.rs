@@ -42,7 +42,9 @@ impl Query {
         self.get(key).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
-    fn number(&self, key: &str) -> Result<Option<i64>, String> {
+    /// # Errors
+    /// Where the value is no whole number; an empty one counts as none.
+    pub fn number(&self, key: &str) -> Result<Option<i64>, String> {
         let read = |text: &str| text.parse().map_err(|_| format!("{key} is {text:?}, not a whole number"));
         self.get(key).filter(|text| !text.is_empty()).map(read).transpose()
     }

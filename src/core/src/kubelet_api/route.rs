@@ -8,6 +8,9 @@ use super::query::unescape;
 const MAX_NAME: usize = 253;
 /// Longest path below `/logs/`, bytes.
 const MAX_LOG_PATH: usize = 1024;
+/// What Go programs have below `/debug/pprof/` beside its index and `cmdline` (net/http/pprof, runtime/pprof).
+const PROFILES: [&str; 9] =
+    ["allocs", "block", "goroutine", "heap", "mutex", "profile", "symbol", "threadcreate", "trace"];
 
 /// What a path asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,17 @@ pub enum Route {
     Configz,
     Statusz,
     Flagz,
+    Pprof(Pprof),
+}
+
+/// Which page below `/debug/pprof/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pprof {
+    Index,
+    /// The daemon's own command line.
+    Cmdline,
+    /// A profile or what belongs to one, by its name; this daemon makes none.
+    Profile(&'static str),
 }
 
 /// Which metrics.
@@ -134,6 +148,11 @@ impl Route {
             ("configz", []) => Self::Configz,
             ("statusz", []) => Self::Statusz,
             ("flagz", []) => Self::Flagz,
+            ("debug", ["pprof"]) => Self::Pprof(Pprof::Index),
+            ("debug", ["pprof", "cmdline"]) => Self::Pprof(Pprof::Cmdline),
+            ("debug", ["pprof", name]) => {
+                Self::Pprof(Pprof::Profile(PROFILES.into_iter().find(|known| known == name)?))
+            }
             _ => return None,
         })
     }
@@ -160,6 +179,7 @@ impl Route {
             Self::Configz => "configz",
             Self::Statusz => "statusz",
             Self::Flagz => "flagz",
+            Self::Pprof(_) => "debug",
         }
     }
 
@@ -204,7 +224,8 @@ impl Route {
             | Self::Exec(_)
             | Self::Attach(_)
             | Self::Run(_)
-            | Self::PortForward(_) => &["proxy"],
+            | Self::PortForward(_)
+            | Self::Pprof(_) => &["proxy"],
         }
     }
 
@@ -302,6 +323,10 @@ mod tests {
             ("/configz", &[Verb::Get], &["configz", "proxy"]),
             ("/statusz", &[Verb::Get], &["statusz"]),
             ("/flagz", &[Verb::Get], &["configz"]),
+            ("/debug/pprof/", &[Verb::Get], &["proxy"]),
+            ("/debug/pprof/cmdline", &[Verb::Get], &["proxy"]),
+            ("/debug/pprof/profile", &[Verb::Get], &["proxy"]),
+            ("/debug/pprof/heap", &[Verb::Get], &["proxy"]),
         ];
         for (path, verbs, subresources) in fine {
             let route = Route::parse(path).unwrap_or_else(|| panic!("{path} is a route"));
@@ -346,6 +371,9 @@ mod tests {
             "/containerLogs/ns/pod/%zz",
             "/containerLogs/ns/pod/uid/c",
             "/metrics/other",
+            "/debug",
+            "/debug/pprof/other",
+            "/debug/pprof/profile/more",
             "/logs/../shadow",
             "/logs/a/%2E%2E/b",
             "/logs/a%2f..%2fb",
@@ -376,7 +404,15 @@ mod tests {
 
     #[test]
     fn the_open_port_has_only_what_changes_and_shows_nothing_secret() {
-        for path in ["/exec/n/p/c", "/containerLogs/n/p/c", "/logs/", "/configz", "/runningpods/", "/flagz"] {
+        for path in [
+            "/exec/n/p/c",
+            "/containerLogs/n/p/c",
+            "/logs/",
+            "/configz",
+            "/runningpods/",
+            "/flagz",
+            "/debug/pprof/",
+        ] {
             let route = Route::parse(path).unwrap();
             assert!(!route.is_read_only() && route.is_debugging(), "{path}");
         }

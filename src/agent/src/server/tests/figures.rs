@@ -25,6 +25,7 @@ async fn metrics_and_statistics_have_their_forms() {
     let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &summary["node"]["nodeName"]), (200, &json!("node")));
     assert_eq!(summary["pods"][0]["containers"][0]["name"], "c");
+    assert_eq!(server.admin("GET", "/stats/summary?only_cpu_and_memory=%zz").await.0, 400);
     let (_, text) = server.admin("GET", "/metrics/resource").await;
     assert!(text.contains("\nnode_memory_working_set_bytes "), "{text}");
     let (_, text) = server.admin("GET", "/pods").await;
