@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use longshore_integration::report::Tally;
 use longshore_integration::scenario::suite;
-use longshore_integration::{bench, check, demo, guest, images, native, node, tiers, vm};
+use longshore_integration::{bench, check, cluster, demo, guest, images, native, node, tiers, vm};
 
 #[derive(Debug, Parser)]
 #[command(about = "Tests and throwaway nodes of longshore")]
@@ -32,6 +32,8 @@ enum Sub {
     Images,
     /// Build the node's root and unpack the images; prints containerd's state folder.
     Root,
+    /// Build the programs of the control plane CONTROL_PLANE_VERSION names; prints their folder.
+    ControlPlane,
     /// Play scenarios on native nodes; with a word, those that have it in their file name.
     Node { only: Option<String> },
     /// Play scenarios on nodes with the fake runtime; with a word, those that have it in their file name.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Sub::Bench(choice) => bench::run(&choice),
         Sub::Images => images::archives().map(|dir| println!("{}", dir.display())),
         Sub::Root => native::image_store().map(|dir| println!("{}", dir.display())),
+        Sub::ControlPlane => cluster::assets::folder().map(|dir| println!("{}", dir.display())),
         Sub::Node { only } => suite::run_native(only.as_deref()).and_then(finish),
         Sub::Fake { only } => suite::run_fake(only.as_deref()).and_then(finish),
         Sub::Vm { only } => suite::run_vm(only.as_deref()).and_then(finish),
