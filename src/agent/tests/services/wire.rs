@@ -38,7 +38,8 @@ const OUTSIDE6: [&str; 4] =
 const HOST_PORTS: [u16; 2] = [22, 10250];
 /// A packet that is dropped is known by silence, so this is what each one costs.
 const SILENCE: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(2);
+/// SCTP says a first word that was lost again after three seconds (RTO.Initial, RFC 9260).
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A namespace joined to the node's by a pair of interfaces.
 struct Place {
