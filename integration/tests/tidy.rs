@@ -279,9 +279,10 @@ fn commands<'a>(text: &'a str, section: &str) -> Vec<&'a str> {
 #[test]
 fn joining_is_played_as_the_readme_says() {
     let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
-    let mut played = ["40-joined", "60-join", "61-bootstrap-by-hand", "62-package", "67-takeover"]
-        .map(|name| read(&format!("integration/scenarios/{name}.yaml")))
-        .concat();
+    let mut played =
+        ["40-joined", "60-join", "61-bootstrap-by-hand", "62-package", "67-takeover", "102-proxy-alone"]
+            .map(|name| read(&format!("integration/scenarios/{name}.yaml")))
+            .concat();
     // What the harness itself does of it.
     let with_flags = played.lines().filter_map(|line| line.split_once("{service: agent, flags: "));
     let agents: String = with_flags.map(|(_, flags)| format!("\nlongshore agent {flags}")).collect();
