@@ -132,14 +132,13 @@ fn release(name: &str) -> PathBuf {
 
 /// Builds what is measured.
 fn build(what: &[&str]) -> Result<()> {
-    let status = Command::new("cargo")
-        .args(["build", "-q", "--release", "--locked"])
-        .args(what)
-        .current_dir(workspace_root())
-        .status()
-        .context("cannot start cargo")?;
-    if !status.success() {
-        bail!("cargo build --release {} failed", what.join(" "));
+    cargo(&[&["build", "-q", "--release", "--locked"], what].concat())
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let command = Command::new("cargo").args(arguments).current_dir(workspace_root()).status();
+    if !command.context("cannot start cargo")?.success() {
+        bail!("cargo {} failed", arguments.join(" "));
     }
     Ok(())
 }

@@ -25,11 +25,11 @@ impl Engine {
     /// Bring the ranges that were told into force. What cannot be written is found missing by the next
     /// audit.
     pub(super) async fn follow_ranges(&mut self) {
-        let Mode::Serving(served) = self.mode.clone() else { return };
         let Some(told) = self.ranges.as_ref().filter(|told| **told != self.config.chains.service_ranges)
         else {
             return;
         };
+        let Mode::Serving(served) = self.mode.clone() else { return };
         let ranges: Vec<String> = told.iter().map(ToString::to_string).collect();
         self.config.chains.service_ranges.clone_from(told);
         self.remake_chains();
