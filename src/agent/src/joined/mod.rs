@@ -227,7 +227,7 @@ impl Joined {
         let selector = Selector::all(path::Path::pods()).fields(format!("spec.nodeName={name}"));
         let watch = Watch::new(self.clients.node.clone(), selector);
         let pods = self.pods.clone();
-        spawn(Box::pin(watch.run(move |news| pods.take(news))));
+        spawn(Box::pin(watch.run_by_piece(move |piece| pods.take(piece))));
         let mut synced = self.pods.synced.subscribe();
         if tokio::time::timeout(OFFLINE_AFTER, synced.wait_for(|synced| *synced)).await.is_err() {
             self.go_on_without(remembered);

@@ -1,14 +1,14 @@
 //! Pods of the API server for this node: what it tells becomes wishes for the pods' workers. Mirror pods
 //! stand for static pods and are not run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec};
 use longshore_cluster::path::Path;
 use longshore_cluster::pod_status::PodStatuses;
-use longshore_cluster::{ApiClient, News};
-use longshore_core::ids::{PodKey, PodUid};
+use longshore_cluster::{ApiClient, Piece, Unreadable};
+use longshore_core::ids::{ObjectKey, PodKey, PodUid};
 use longshore_core::pod::desired::{Deletion, DesiredPod, EndCause, PodSource};
 use longshore_core::pod::mirror;
 use longshore_core::pod::report::OWN_CONDITIONS;
@@ -41,36 +41,30 @@ pub(super) struct ApiPods {
 
 impl ApiPods {
     /// Takes what the watch tells.
-    pub(super) fn take(self: &Arc<Self>, news: News<Pod>) {
-        match news {
-            News::All(all) => {
-                let told: HashSet<PodUid> =
-                    all.iter().filter_map(|(_, pod)| pod.metadata.uid.as_deref().map(PodUid::from)).collect();
-                for (_, pod) in all {
-                    self.set(pod);
-                }
-                let gone: Vec<_> = self
-                    .known()
-                    .iter()
-                    .filter(|(uid, _)| !told.contains(uid))
-                    .map(|(_, pod)| pod.clone())
-                    .collect();
-                for pod in gone {
-                    self.gone(&pod);
-                }
-                self.mirrors.keep_only(|pod| {
-                    pod.metadata.uid.as_deref().is_some_and(|uid| told.contains(&PodUid::from(uid)))
-                });
+    pub(super) fn take(self: &Arc<Self>, piece: Piece<Pod>) {
+        match piece {
+            // Its pods are told as they are read.
+            Piece::Begins => {}
+            Piece::Set(_, pod) => self.set(pod),
+            Piece::Gone(_, Some(pod)) => self.gone(&pod),
+            Piece::Gone(key, None) => self.all_gone(|one| *one == key),
+            Piece::Listed(there) => {
+                self.all_gone(|one| !there.contains(one));
                 // Static pods were read before the API server was asked.
                 self.mirrors.told();
                 self.synced.send_replace(true);
             }
-            News::Set(_, pod) => self.set(pod),
-            News::Gone(_, pod) => self.gone(&pod),
-            News::Unreadable(key, problem) => {
+            Piece::Unreadable(Unreadable { key, problem, .. }) => {
                 tracing::error!(pod = %key, problem, "a pod of the API server cannot be read and is left alone");
             }
         }
+    }
+
+    /// Pods with such names are gone from the server.
+    fn all_gone(&self, is_gone: impl Fn(&ObjectKey) -> bool) {
+        let mut gone = named(self.known().values(), &is_gone);
+        gone.extend(self.mirrors.named(&is_gone));
+        gone.iter().for_each(|pod| self.gone(pod));
     }
 
     /// A pod of an earlier run of the daemon, wanted as it was until the API server says otherwise.
@@ -89,6 +83,11 @@ impl ApiPods {
         let pod = Arc::new(pod);
         if mirror::is_mirror(&pod) {
             return self.mirrors.set(key, pod);
+        }
+        // A name is one pod's: where the end of the one before was missed, this is the news of it.
+        if !self.known().contains_key(&uid) {
+            let namesake = ObjectKey::new(key.namespace.clone(), key.name.clone());
+            self.all_gone(|one| *one == namesake);
         }
         self.statuses.server(&uid, pod.clone());
         let before = self.known().insert(uid.clone(), pod.clone());
@@ -174,6 +173,16 @@ impl ApiPods {
     }
 }
 
+/// Those of these whose names are such.
+pub(super) fn named<'a>(
+    pods: impl Iterator<Item = &'a Arc<Pod>>,
+    is_such: impl Fn(&ObjectKey) -> bool,
+) -> Vec<Arc<Pod>> {
+    let name =
+        |pod: &Pod| Some(ObjectKey::new(pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?));
+    pods.filter(|pod| name(pod).is_some_and(|name| is_such(&name))).cloned().collect()
+}
+
 fn grace_seconds(seconds: i64) -> u32 {
     u32::try_from(seconds.max(0)).unwrap_or(u32::MAX)
 }
@@ -220,6 +229,8 @@ fn says_the_same(before: &Pod, now: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -249,6 +260,18 @@ mod tests {
             let changed = pod(change);
             assert_eq!(says_the_same(&base, &changed), same, "{changed:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_gone_when_no_list_names_it_and_not_when_it_cannot_be_read() {
+        let pods = ["web", "unreadable", "removed"]
+            .map(|name| Arc::new(pod(|pod| pod["metadata"]["name"] = json!(name))));
+        // What cannot be read is in the list by its name.
+        let there = HashSet::from(["web", "unreadable"].map(|name| ObjectKey::new("default", name)));
+        let gone = named(pods.iter(), |one| !there.contains(one));
+        assert_eq!(gone, [pods[2].clone()]);
+        let other = ObjectKey::new("elsewhere", "web");
+        assert!(named(pods.iter(), |one| *one == other).is_empty(), "the same name in another namespace");
     }
 
     #[test]
