@@ -3,11 +3,13 @@
 //! `tests/vm_*.rs`; the rest is tier unit.
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -88,27 +90,11 @@ pub fn run(asked: &[Tier]) -> Result<()> {
     let start = Instant::now();
     let mut total = Tally::default();
     let mut lines = Vec::new();
-    for tier in tiers {
-        let begun = Instant::now();
-        println!("\n==== tier {}", tier.name());
-        let tally = match tier.obstacle() {
-            Some(reason) => {
-                let skipped = vec![(format!("tier {}", tier.name()), reason)];
-                match tier {
-                    // A toolchain of another language is not asked of anybody.
-                    Tier::Cluster if !cluster::assets::has_go() => {
-                        Tally { excused: skipped, ..Tally::default() }
-                    }
-                    _ => Tally { skipped, ..Tally::default() },
-                }
-            }
-            None => tier.run().unwrap_or_else(|error| {
-                println!("tier {} broke off: {error:#}", tier.name());
-                Tally { failed: vec![format!("tier {}: {error:#}", tier.name())], ..Tally::default() }
-            }),
-        };
-        lines.push(format!("tier {:<6} {:>6.1} s  {tally}", tier.name(), begun.elapsed().as_secs_f32()));
-        total.add(tally);
+    for round in rounds(tiers) {
+        for played in side_by_side(&round) {
+            lines.push(played.to_string());
+            total.add(played.tally);
+        }
     }
     println!("\n==== the slowest {SLOWEST}\n{}", total.slowest(SLOWEST));
     println!("==== summary ({:.1} s)\n{}", start.elapsed().as_secs_f32(), lines.join("\n"));
@@ -117,6 +103,71 @@ pub fn run(asked: &[Tier]) -> Result<()> {
         bail!("not all tests passed");
     }
     Ok(())
+}
+
+/// Tiers in their order; those of one round run side by side. An emulated machine keeps one core busy, and a joined
+/// node waits more than it works.
+fn rounds(tiers: &[Tier]) -> Vec<Vec<Tier>> {
+    let mut rounds: Vec<Vec<Tier>> = Vec::new();
+    for &tier in tiers {
+        match rounds.last_mut() {
+            Some(round) if *round == [Tier::Cluster] && tier == Tier::Vm => round.push(tier),
+            _ => rounds.push(vec![tier]),
+        }
+    }
+    rounds
+}
+
+/// How a tier ended.
+struct Played {
+    tier: Tier,
+    took: Duration,
+    tally: Tally,
+}
+
+impl fmt::Display for Played {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tier {:<8} {:>6.1} s  {}", self.tier.name(), self.took.as_secs_f32(), self.tally)
+    }
+}
+
+/// The tiers of a round, in their order.
+fn side_by_side(round: &[Tier]) -> Vec<Played> {
+    let names: Vec<_> = round.iter().map(|tier| tier.name()).collect();
+    println!("\n==== tier {}", names.join(" beside tier "));
+    thread::scope(|scope| {
+        let running: Vec<_> = round.iter().map(|&tier| (tier, scope.spawn(move || play(tier)))).collect();
+        let end = |(tier, thread): (Tier, thread::ScopedJoinHandle<'_, Played>)| {
+            let panicked = |_| broken_off(tier, Duration::ZERO, "it panicked");
+            thread.join().unwrap_or_else(panicked)
+        };
+        running.into_iter().map(end).collect()
+    })
+}
+
+fn play(tier: Tier) -> Played {
+    let begun = Instant::now();
+    let tally = match tier.obstacle() {
+        Some(reason) => {
+            let skipped = vec![(format!("tier {}", tier.name()), reason)];
+            match tier {
+                // A toolchain of another language is not asked of anybody.
+                Tier::Cluster if !cluster::assets::has_go() => Tally { excused: skipped, ..Tally::default() },
+                _ => Tally { skipped, ..Tally::default() },
+            }
+        }
+        None => match tier.run() {
+            Ok(tally) => tally,
+            Err(error) => return broken_off(tier, begun.elapsed(), &format!("{error:#}")),
+        },
+    };
+    Played { tier, took: begun.elapsed(), tally }
+}
+
+fn broken_off(tier: Tier, took: Duration, why: &str) -> Played {
+    println!("tier {} broke off: {why}", tier.name());
+    let tally = Tally { failed: vec![format!("tier {}: {why}", tier.name())], ..Tally::default() };
+    Played { tier, took, tally }
 }
 
 fn unit() -> Result<Tally> {
@@ -300,4 +351,21 @@ pub fn on_path(program: &str) -> bool {
 pub fn workspace_root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_runs_beside_the_joined_node_and_nothing_else_beside_another() {
+        let (first, last) = (vec![Tier::Unit], vec![Tier::Cluster, Tier::Vm]);
+        assert_eq!(rounds(Tier::ALL), [first, vec![Tier::Netns], vec![Tier::Node], last]);
+        assert_eq!(
+            rounds(&[Tier::Vm, Tier::Cluster]),
+            [[Tier::Vm], [Tier::Cluster]],
+            "as they were asked for"
+        );
+        assert_eq!(rounds(&[Tier::Unit, Tier::Vm]), [[Tier::Unit], [Tier::Vm]]);
+    }
 }
