@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use longshore_cluster::pod_status::PodStatuses;
 use longshore_cluster::{ApiClient, ApiError, path::Path};
-use longshore_core::ids::{ObjectKey, PodKey, PodUid};
+use longshore_core::ids::{PodKey, PodUid};
 use longshore_core::pod::desired::DesiredPod;
 use longshore_core::pod::mirror;
 use serde_json::json;
@@ -78,9 +78,8 @@ impl Mirrors {
         if let Some(uid) = uid(&pod) {
             self.statuses.server(&uid, pod.clone());
         }
-        let before = self.lock().mirrors.insert(key, pod.clone()).and_then(|before| uid(&before));
-        if before != uid(&pod) {
-            before.iter().for_each(|uid| self.statuses.gone(uid));
+        let new = self.lock().mirrors.insert(key, pod).is_none();
+        if new {
             self.came.send_modify(|count| *count += 1);
         }
         self.wake.notify_one();
@@ -98,9 +97,9 @@ impl Mirrors {
         self.wake.notify_one();
     }
 
-    /// What the API server has under such names.
-    pub fn named(&self, is_such: impl Fn(&ObjectKey) -> bool) -> Vec<Arc<Pod>> {
-        super::pods::named(self.lock().mirrors.values(), is_such)
+    /// Such ones of those the API server has.
+    pub fn those(&self, is_such: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
+        self.lock().mirrors.values().filter(|pod| is_such(pod)).cloned().collect()
     }
 
     /// The mirror a static pod's status goes to.

@@ -1,7 +1,7 @@
 //! Pods of the API server for this node: what it tells becomes wishes for the pods' workers. Mirror pods
 //! stand for static pods and are not run.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec};
@@ -47,9 +47,9 @@ impl ApiPods {
             Piece::Begins => {}
             Piece::Set(_, pod) => self.set(pod),
             Piece::Gone(_, Some(pod)) => self.gone(&pod),
-            Piece::Gone(key, None) => self.all_gone(|one| *one == key),
+            Piece::Gone(key, None) => self.all_gone(|pod| is_named(pod, &key)),
             Piece::Listed(there) => {
-                self.all_gone(|one| !there.contains(one));
+                self.all_gone(|pod| is_unlisted(pod, &there));
                 // Static pods were read before the API server was asked.
                 self.mirrors.told();
                 self.synced.send_replace(true);
@@ -60,10 +60,10 @@ impl ApiPods {
         }
     }
 
-    /// Pods with such names are gone from the server.
-    fn all_gone(&self, is_gone: impl Fn(&ObjectKey) -> bool) {
-        let mut gone = named(self.known().values(), &is_gone);
-        gone.extend(self.mirrors.named(&is_gone));
+    /// Such pods are gone from the server.
+    fn all_gone(&self, is_gone: impl Fn(&Pod) -> bool) {
+        let mut gone: Vec<_> = self.known().values().filter(|pod| is_gone(pod)).cloned().collect();
+        gone.extend(self.mirrors.those(is_gone));
         gone.iter().for_each(|pod| self.gone(pod));
     }
 
@@ -80,14 +80,11 @@ impl ApiPods {
             tracing::error!(name = pod.metadata.name, "a pod of the API server has names no pod can have");
             return;
         };
+        // A name is one pod's: where the end of the one before was missed, this is the news of it.
+        self.all_gone(|before| replaces(&pod, before));
         let pod = Arc::new(pod);
         if mirror::is_mirror(&pod) {
             return self.mirrors.set(key, pod);
-        }
-        // A name is one pod's: where the end of the one before was missed, this is the news of it.
-        if !self.known().contains_key(&uid) {
-            let namesake = ObjectKey::new(key.namespace.clone(), key.name.clone());
-            self.all_gone(|one| *one == namesake);
         }
         self.statuses.server(&uid, pod.clone());
         let before = self.known().insert(uid.clone(), pod.clone());
@@ -173,14 +170,21 @@ impl ApiPods {
     }
 }
 
-/// Those of these whose names are such.
-pub(super) fn named<'a>(
-    pods: impl Iterator<Item = &'a Arc<Pod>>,
-    is_such: impl Fn(&ObjectKey) -> bool,
-) -> Vec<Arc<Pod>> {
-    let name =
-        |pod: &Pod| Some(ObjectKey::new(pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?));
-    pods.filter(|pod| name(pod).is_some_and(|name| is_such(&name))).cloned().collect()
+fn is_named(pod: &Pod, key: &ObjectKey) -> bool {
+    let metadata = &pod.metadata;
+    metadata.name.as_deref() == Some(&*key.name) && metadata.namespace.as_deref() == Some(&*key.namespace)
+}
+
+/// What the list does not name. A pod that cannot be read is in it by its name.
+fn is_unlisted(pod: &Pod, there: &HashSet<ObjectKey>) -> bool {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    !there.contains(&ObjectKey::new(text(&pod.metadata.namespace), text(&pod.metadata.name)))
+}
+
+/// Another life under the same name.
+fn replaces(pod: &Pod, before: &Pod) -> bool {
+    let (now, then) = (&pod.metadata, &before.metadata);
+    now.uid != then.uid && now.name == then.name && now.namespace == then.namespace
 }
 
 fn grace_seconds(seconds: i64) -> u32 {
@@ -229,8 +233,6 @@ fn says_the_same(before: &Pod, now: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
     use serde_json::{Value, json};
 
@@ -264,14 +266,29 @@ mod tests {
 
     #[test]
     fn a_pod_is_gone_when_no_list_names_it_and_not_when_it_cannot_be_read() {
-        let pods = ["web", "unreadable", "removed"]
-            .map(|name| Arc::new(pod(|pod| pod["metadata"]["name"] = json!(name))));
+        let named = |name: &str| pod(|pod| pod["metadata"]["name"] = json!(name));
         // What cannot be read is in the list by its name.
         let there = HashSet::from(["web", "unreadable"].map(|name| ObjectKey::new("default", name)));
-        let gone = named(pods.iter(), |one| !there.contains(one));
-        assert_eq!(gone, [pods[2].clone()]);
-        let other = ObjectKey::new("elsewhere", "web");
-        assert!(named(pods.iter(), |one| *one == other).is_empty(), "the same name in another namespace");
+        let gone = ["web", "unreadable", "removed"].map(|name| is_unlisted(&named(name), &there));
+        assert_eq!(gone, [false, false, true]);
+        let here = ["default", "elsewhere"]
+            .map(|namespace| is_named(&named("web"), &ObjectKey::new(namespace, "web")));
+        assert_eq!(here, [true, false], "the same name in another namespace");
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_is_the_end_of_the_one_before() {
+        let before = pod(|_| {});
+        let cases: [(fn(&mut Value), bool); 4] = [
+            (|_| {}, false),
+            (|pod| pod["metadata"]["uid"] = json!("u-2"), true),
+            (|pod| pod["metadata"] = json!({"name": "web", "namespace": "other", "uid": "u-2"}), false),
+            (|pod| pod["metadata"] = json!({"name": "db", "namespace": "default", "uid": "u-2"}), false),
+        ];
+        for (change, ends) in cases {
+            let now = pod(change);
+            assert_eq!(replaces(&now, &before), ends, "{now:?}");
+        }
     }
 
     #[test]
